@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import msgspec
 
 from sim.errors import InputError, UserError
 from sim.files import write_whole
-from sim.ops import Alloc, Collective, Copy, Free, HostCall, Kernel, Lane, Mark, Op, Work
+from sim.ops import Alloc, Collective, Copy, Free, HostCall, Kernel, Lane, Op, Work
 
 FORMAT = "tracesim.workload/1"
 
@@ -81,9 +81,7 @@ class OpGraph(msgspec.Struct, frozen=True, omit_defaults=True):
                 raise UserError(f"{self.name}: programs[{p}].ops[{i}]: {problem}")
 
 
-def _problems(
-    program: Program, works: int, groups: dict[str, tuple[tuple[int, ...], ...]]
-) -> Iterator[tuple[int, str]]:
+def _problems(program: Program, works: int, groups: Collection[str]) -> Iterator[tuple[int, str]]:
     live: set[int] = set()
     for i, op in enumerate(program.ops):
         if not 0 <= op.lane < len(program.lanes):
@@ -94,21 +92,25 @@ def _problems(
                 yield i, f"refers to operation {ref}, which does not come before it"
         if _negative(op):
             yield i, "has a negative duration or size"
-        on_stream = program.lanes[op.lane].kind == "stream"
-        if on_stream != isinstance(op, Kernel | Copy | Collective) and not isinstance(op, Collective):
-            yield i, f"{type(op).__name__} on a {program.lanes[op.lane].kind}"
+        lane = program.lanes[op.lane].kind
+        if not isinstance(op, Collective) and (lane == "stream") != isinstance(op, Kernel | Copy):
+            yield i, f"{type(op).__name__} on a {lane}"
         if isinstance(op, Kernel | HostCall) and op.work is not None and not 0 <= op.work < works:
             yield i, f"work {op.work} is not there"
         if isinstance(op, Collective) and op.group not in groups:
             yield i, f"process group {op.group!r} is not there"
-        if isinstance(op, Alloc):
-            if op.block in live:
-                yield i, f"block {op.block} is allocated twice"
-            live.add(op.block)
-        elif isinstance(op, Free):
-            if op.block not in live:
-                yield i, f"block {op.block} is freed but not allocated"
-            live.discard(op.block)
+        yield from ((i, problem) for problem in _block_problems(op, live))
+
+
+def _block_problems(op: Op, live: set[int]) -> Iterator[str]:
+    if isinstance(op, Alloc):
+        if op.block in live:
+            yield f"block {op.block} is allocated twice"
+        live.add(op.block)
+    elif isinstance(op, Free):
+        if op.block not in live:
+            yield f"block {op.block} is freed but not allocated"
+        live.discard(op.block)
 
 
 def _references(op: Op) -> Iterator[int]:
@@ -152,6 +154,3 @@ def read(path: Path) -> OpGraph:
     except UserError as error:
         raise InputError(path, str(error)) from None
     return graph
-
-
-__all__ = ["FORMAT", "Mark", "OpGraph", "Program", "RankProgram", "read", "write"]
