@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sim.errors import UserError
 from sim.graph import OpGraph, Program, RankProgram
-from sim.ops import Collective, Copy, HostCall, Kernel
+from sim.ops import Collective, DeviceOp, HostCall, Op
 from sim.place.placement import Costs, PlacedRank, Placement
-from sim.timeline import CollectiveInfo
+from sim.timeline import CollectiveInfo, DurationSource
 
 AS_CAPTURED = "as-captured"
 
@@ -21,20 +21,28 @@ def place_as_captured(graph: OpGraph) -> Placement:
 
 
 def _measured_costs(graph: OpGraph, program: Program, rank: RankProgram) -> Costs:
-    duration, lag, gap = [], [], []
-    collectives: dict[int, CollectiveInfo] = {}
-    for i, op in enumerate(program.ops):
-        timed = isinstance(op, HostCall | Kernel | Copy | Collective)
-        if timed and op.measured_ns is None:
-            raise UserError(
-                f"{graph.name}: {op.name or 'an operation'} has no measured duration; 'as-captured' replays traces, "
-                f"a synthesized workload needs a machine: `--topology a5000x1`"
-            )
-        duration.append(op.measured_ns or 0 if timed else 0)
-        on_device = isinstance(op, Kernel | Copy | Collective)
-        lag.append(op.lag_ns or 0 if on_device else 0)
-        gap.append(op.gap_ns or 0 if on_device else 0)
-        if isinstance(op, Collective):
-            members = len(graph.group_of(op.group, rank.rank))
-            collectives[i] = CollectiveInfo(op.kind, op.bytes, members, "as captured", "as captured", op.group, op.seq)
-    return Costs(tuple(duration), tuple(lag), tuple(gap), ("measured",) * len(program.ops), collectives)
+    ops = program.ops
+    sources: tuple[DurationSource, ...] = ("measured",) * len(ops)
+    return Costs(
+        duration_ns=tuple(_measured(graph, op) for op in ops),
+        lag_ns=tuple(op.lag_ns or 0 if isinstance(op, DeviceOp) else 0 for op in ops),
+        gap_ns=tuple(op.gap_ns or 0 if isinstance(op, DeviceOp) else 0 for op in ops),
+        source=sources,
+        collectives={i: _told(graph, op, rank.rank) for i, op in enumerate(ops) if isinstance(op, Collective)},
+    )
+
+
+def _measured(graph: OpGraph, op: Op) -> int:
+    if not isinstance(op, HostCall | DeviceOp):
+        return 0
+    if op.measured_ns is None:
+        raise UserError(
+            f"{graph.name}: {op.name or 'an operation'} has no measured duration; {AS_CAPTURED!r} replays traces, "
+            f"a synthesized workload needs a machine: `--topology a5000x1`"
+        )
+    return op.measured_ns
+
+
+def _told(graph: OpGraph, op: Collective, rank: int) -> CollectiveInfo:
+    members = len(graph.group_of(op.group, rank))
+    return CollectiveInfo(op.kind, op.bytes, members, "as captured", "as captured", op.group, op.seq)
