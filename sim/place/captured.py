@@ -22,12 +22,12 @@ def place_as_captured(graph: OpGraph) -> Placement:
 
 def _measured_costs(graph: OpGraph, program: Program, rank: RankProgram) -> Costs:
     ops = program.ops
-    sources: tuple[DurationSource, ...] = ("measured",) * len(ops)
+    measured: DurationSource = "measured"
     return Costs(
         duration_ns=tuple(_measured(graph, op) for op in ops),
         lag_ns=tuple(op.lag_ns or 0 if isinstance(op, DeviceOp) else 0 for op in ops),
         gap_ns=tuple(op.gap_ns or 0 if isinstance(op, DeviceOp) else 0 for op in ops),
-        source=sources,
+        source=(measured,) * len(ops),
         collectives={i: _told(graph, op, rank.rank) for i, op in enumerate(ops) if isinstance(op, Collective)},
     )
 

@@ -1,0 +1,1 @@
+"""Where graphs come from: real traces, or a model run under fake tensors.  The only room that imports torch."""
