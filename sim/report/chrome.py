@@ -30,7 +30,7 @@ from sim.errors import InputError
 from sim.files import write_whole
 from sim.ops import CollectiveKind
 from sim.report.steps import UNMARKED
-from sim.timeline import CollectiveInfo, RankInfo, Span, Step, Timeline
+from sim.timeline import CollectiveInfo, MemorySample, RankInfo, Span, Step, Timeline
 from sim.units import NS_PER_US
 
 Event = dict[str, Any]
@@ -99,8 +99,9 @@ def encode_trace(timeline: Timeline, ranks: Sequence[int] | None = None) -> byte
 def exact_us(start_ns: int, duration_ns: int) -> tuple[float, float]:
     """Start and duration in microseconds whose sum *in floating point* is the end in microseconds.
 
-    Viewers nest slices by comparing such sums, and 0.1 + 0.2 > 0.3 would make neighbours overlap.  Both round to
-    the integers they were made from; the duration is off by no more than the sum's last bit.
+    The plugin nests slices by comparing such sums, and 0.1 + 0.2 > 0.3 would make neighbours overlap.  Both round to
+    the integers they were made from; the duration is off by no more than the sum's last bit.  Where no duration
+    gives the end (a start of finer grain, halfway between two sums), the sum is the number before it.
     """
     start, duration, end = start_ns / NS_PER_US, duration_ns / NS_PER_US, (start_ns + duration_ns) / NS_PER_US
     if start + duration != end:
@@ -154,19 +155,15 @@ class _Layout:
         begun, or a thread of their own where that one's calls cross the border of a step."""
         threads = [i for i, t in enumerate(timeline.tracks) if t.rank == rank and t.kind == "thread"]
         own = 1 + max((self.tid[i] for i in threads), default=0)
+        on_threads = frozenset(threads)
         steps = [step for step in timeline.steps if step.rank == rank]
         begin = min((step.start_ns for step in steps), default=0)
-        on_threads = (timeline.spans[i] for i in self.spans[rank] if timeline.spans[i].track in set(threads))
-        first = min(
-            (span for span in on_threads if span.start_ns >= begin),
-            key=lambda span: (span.start_ns, span.track),
-            default=None,
-        )
-        if first is None:
-            return self.tid[threads[0]] if threads else own
+        calls = [span for span in (timeline.spans[i] for i in self.spans[rank]) if span.track in on_threads]
+        starts = ((span.start_ns, span.track) for span in calls if span.start_ns >= begin)
+        _, main = min(starts, default=(begin, threads[0] if threads else -1))
         borders = sorted({time for step in steps for time in (step.start_ns, step.end_ns)})
-        spans = (timeline.spans[i] for i in self.spans[rank] if timeline.spans[i].track == first.track)
-        return own if _any_crosses(spans, borders) else self.tid[first.track]
+        crossed = _any_crosses((span for span in calls if span.track == main), borders)
+        return own if main < 0 or crossed else self.tid[main]
 
 
 def _any_crosses(spans: Iterable[Span], borders: Sequence[int]) -> bool:
@@ -222,7 +219,7 @@ def _events(timeline: Timeline, layout: _Layout) -> Iterator[Event]:
         yield from (_step(step, layout) for step in steps)
         for i in layout.spans[info.rank]:
             yield from _span(timeline, layout, info.rank, i)
-        yield from _memory(timeline, layout, info.rank)
+    yield from _memory(timeline, layout)
     yield from _recording(timeline)
 
 
@@ -342,26 +339,29 @@ def _collective(collective: CollectiveInfo, transfer_ns: int) -> Event:
     }
 
 
-def _memory(timeline: Timeline, layout: _Layout, rank: int) -> Iterator[Event]:
+def _memory(timeline: Timeline, layout: _Layout) -> Iterator[Event]:
     """Counters and ``[memory]`` instants.  The size of an instant is the change since the sample before it; of a
     measured timeline's first sample that is not known, so it is a counter only."""
-    samples = [sample for sample in timeline.memory if sample.rank == rank]
-    device, main = layout.device[rank], _Place(layout.host[rank], layout.main[rank])
-    allocated = 0 if timeline.origin == "predicted" else None
-    reserved = -1
-    for sample in samples:
-        ts = sample.time_ns / NS_PER_US
-        yield _counter("memory allocated", device, ts, sample.allocated_bytes)
-        if sample.reserved_bytes != reserved:
-            yield _counter("memory reserved", device, ts, sample.reserved_bytes)
-        if allocated is not None and sample.allocated_bytes != allocated:
-            args = {
-                "Total Reserved": sample.reserved_bytes, "Total Allocated": sample.allocated_bytes,
-                "Bytes": sample.allocated_bytes - allocated, "Device Id": device, "Device Type": 1,
-            }  # fmt: skip
-            place: Event = {**main._asdict(), "ts": ts}
-            yield {"ph": "i", "cat": "cpu_instant_event", "s": "t", "name": "[memory]", **place, "args": args}
-        allocated, reserved = sample.allocated_bytes, sample.reserved_bytes
+    before: dict[int, MemorySample] = {}
+    for sample in timeline.memory:
+        if sample.rank in layout.host:
+            first = MemorySample(sample.rank, 0, 0, 0) if timeline.origin == "predicted" else None
+            yield from _memory_sample(layout, sample, before.get(sample.rank, first))
+            before[sample.rank] = sample
+
+
+def _memory_sample(layout: _Layout, sample: MemorySample, before: MemorySample | None) -> Iterator[Event]:
+    device, ts = layout.device[sample.rank], sample.time_ns / NS_PER_US
+    yield _counter("memory allocated", device, ts, sample.allocated_bytes)
+    if before is None or sample.reserved_bytes != before.reserved_bytes:
+        yield _counter("memory reserved", device, ts, sample.reserved_bytes)
+    if before is not None and sample.allocated_bytes != before.allocated_bytes:
+        args = {
+            "Total Reserved": sample.reserved_bytes, "Total Allocated": sample.allocated_bytes,
+            "Bytes": sample.allocated_bytes - before.allocated_bytes, "Device Id": device, "Device Type": 1,
+        }  # fmt: skip
+        place: Event = {"pid": layout.host[sample.rank], "tid": layout.main[sample.rank], "ts": ts}
+        yield {"ph": "i", "cat": "cpu_instant_event", "s": "t", "name": "[memory]", **place, "args": args}
 
 
 def _counter(name: str, pid: int, ts: float, value: int) -> Event:

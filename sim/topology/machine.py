@@ -286,7 +286,7 @@ class Machine:
         """Whether GPU ``a`` can reach ``b``'s memory without the host: NVLink, or PCIe where cards and driver allow.
 
         NCCL's rule (NVIDIA/nccl src/graph/paths.cc, ncclTopoCheckP2p, defaults): any PCIe path inside a host,
-        but none through the CPU on Arm, and on Intel none across sockets.  NCCL_P2P_DISABLE and NCCL_P2P_LEVEL rule
+        but none through an Intel or Arm CPU.  NCCL_P2P_DISABLE and NCCL_P2P_LEVEL rule
         over it.
         """
         path = self.route(a, b).path
@@ -300,7 +300,7 @@ class Machine:
 
     @property
     def _p2p_level(self) -> PathClass:
-        return {"arm": "PXB", "intel": "PHB"}.get(self.host.cpu_vendor, "SYS")  # type: ignore[return-value]
+        return "PXB" if self.host.cpu_vendor in ("arm", "intel") else "SYS"
 
     def transfer_route(self, a: str, b: str) -> Route:
         """The way of a GPU-to-GPU transfer: direct, over the network, or through host memory where no P2P is."""
