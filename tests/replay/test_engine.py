@@ -135,7 +135,7 @@ def programs(draw: st.DrawFn) -> list[Op]:
                     lag_ns=draw(times),
                     gap_ns=draw(times),
                     after=earlier,
-                )  # fmt: skip
+                )
             )
         else:
             waits = earlier if draw(st.booleans()) else ()
@@ -147,7 +147,7 @@ def programs(draw: st.DrawFn) -> list[Op]:
                     before_ns=draw(times),
                     waits=waits,
                     after=() if waits else earlier,
-                )  # fmt: skip
+                )
             )
     return ops
 
