@@ -20,6 +20,7 @@ import json
 import re
 import zlib
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -486,6 +487,7 @@ def _stream(stream: int | str | None, otherwise: int) -> int:
     return _or_unknown(stream) if isinstance(stream, int) else _number(stream)
 
 
+@cache
 def _number(name: int | str) -> int:
     """The number in ``stream 7`` or ``25738``; names without one get a number of their own, below zero."""
     if isinstance(name, int):

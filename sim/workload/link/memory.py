@@ -27,7 +27,8 @@ class Block:
 
 def add_memory(lines: RankLines) -> None:
     """Put Alloc and Free nodes into the lines of the threads they happened on."""
-    events = [m for m in lines.trace.memory if m.bytes and m.device == _device(lines)]
+    device = _device(lines)
+    events = [m for m in lines.trace.memory if m.bytes and m.device == device]
     if not events:
         return
     matching = _Matching(lines)
@@ -42,7 +43,7 @@ def add_memory(lines: RankLines) -> None:
 
 def _device(lines: RankLines) -> int:
     """The device most of whose memory is recorded (a rank has one)."""
-    return Counter(m.device for m in lines.trace.memory).most_common(1)[0][0]
+    return max(Counter(m.device for m in lines.trace.memory).items(), key=lambda item: item[1], default=(0, 0))[0]
 
 
 def _node(kind: str, line: ThreadLine, time: int, block: Block) -> Node:
