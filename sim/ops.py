@@ -58,8 +58,12 @@ class TensorMeta(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that reading every element once moves."""
-        return self.elements * DTYPE_BYTES.get(self.dtype, 4)
+        """Bytes that reading every element once moves; a dimension that is only expanded (stride 0) counts once."""
+        count = self.elements
+        for size, stride in zip(self.shape, self.stride or (), strict=False):
+            if stride == 0 and size:
+                count //= size
+        return count * DTYPE_BYTES.get(self.dtype, 4)
 
 
 class Work(msgspec.Struct, frozen=True):

@@ -1,1 +1,1 @@
-"""Workload: where operation graphs come from (Kineto traces, synthesis); the one room that may import torch."""
+"""Where graphs come from: real traces, or a model run under fake tensors.  The only room that imports torch."""

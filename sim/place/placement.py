@@ -1,0 +1,52 @@
+"""Placement: which device each rank runs on, and how long each of its operations takes alone there."""
+
+from __future__ import annotations
+
+import msgspec
+
+from sim.errors import UserError
+from sim.graph import OpGraph
+from sim.timeline import CollectiveInfo, DurationSource
+
+
+class Costs(msgspec.Struct, frozen=True):
+    """One program on one device: per operation its duration alone, launch lag, stream gap, and where the duration
+    came from.  ``collectives`` tells algorithm and size of each collective operation."""
+
+    duration_ns: tuple[int, ...]
+    lag_ns: tuple[int, ...]
+    gap_ns: tuple[int, ...]
+    source: tuple[DurationSource, ...]
+    collectives: dict[int, CollectiveInfo]
+
+
+class PlacedRank(msgspec.Struct, frozen=True):
+    """One rank on its device; ranks that run the same program alike share ``costs``."""
+
+    rank: int
+    device: str
+    device_name: str
+    program: int
+    costs: Costs
+    memory_bytes: int | None = None
+    compute_capability: str = ""
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """A graph that has its place on a machine: all that the replay needs to know."""
+
+    graph: OpGraph
+    machine: str
+    ranks: tuple[PlacedRank, ...]
+    warnings: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raise UserError where a cost is missing or negative."""
+        for placed in self.ranks:
+            ops = len(self.graph.programs[placed.program].ops)
+            costs = placed.costs
+            for field in (costs.duration_ns, costs.lag_ns, costs.gap_ns, costs.source):
+                if len(field) != ops:
+                    raise UserError(f"{self.graph.name}: rank {placed.rank}: {len(field)} costs for {ops} operations")
+            if ops and min(*costs.duration_ns, *costs.lag_ns, *costs.gap_ns, 0) < 0:
+                raise UserError(f"{self.graph.name}: rank {placed.rank}: a negative duration")

@@ -1,0 +1,449 @@
+"""Summary: what one timeline says as numbers, and how it compares with a measured one.
+
+``summarize`` is a pure function of timelines; ``encode`` writes exactly the object that ``replay --json`` promises.
+Inside, all times are integer nanoseconds; a decimal number of milliseconds is made once, at the end.
+
+How the numbers are defined:
+
+* A step of the job lasts as long as the slowest rank's; ``step_ms`` is the mean of ``steps_ms``.
+* Device work is everything that runs on a stream (kernels, copies, memsets, collectives with their waiting for
+  peers) and, in a run without a GPU, the compute and communication of host threads.  It belongs to the step that
+  launched it (see ``sim.report.steps``).  The *busiest rank* has the largest sum of its durations over all steps;
+  of equals, the first.
+* ``kernel_ms`` is that sum on the busiest rank, per step.
+* ``breakdown_ms`` divides, in every step, the window of the rank that is slowest in it, by what runs at each
+  instant (see ``Split``), and takes the mean: it adds up to ``step_ms``.
+* A rank's ``busy_ms`` is the time in its windows in which at least one piece of device work runs.
+* ``collectives`` count the whole run, steps or not, on one rank: the busiest if it takes part, else the first that
+  does.  ``total_ms`` includes waiting for peers, ``transfer_ms`` does not.
+* ``durations_from`` counts the device work of all ranks, in the whole run, by where its duration came from.
+* ``top_ops`` are the ten names that cost the busiest rank most in its steps.
+* ``host_ms`` is what the busiest host thread of a step's slowest rank spends in recorded calls, waiting in
+  synchronising calls included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from sim.errors import UserError
+from sim.files import write_whole
+from sim.ops import Category, CollectiveKind
+from sim.report.steps import (
+    UNMARKED,
+    RankView,
+    Split,
+    Splitter,
+    job_steps,
+    rank_views,
+    slowest,
+)
+from sim.timeline import CollectiveInfo, DurationSource, MemoryPeak, MemorySample, RankInfo, Span, Step, Timeline
+from sim.units import ms_from_ns
+
+TOP_OPS = 10
+
+
+class Breakdown(msgspec.Struct, frozen=True):
+    """Where the time of a step goes, in milliseconds; the parts add up to the step (see ``Split``)."""
+
+    compute: float
+    exposed_communication: float
+    exposed_memcpy: float
+    idle: float
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.exposed_communication + self.exposed_memcpy + self.idle
+
+
+class RankSummary(msgspec.Struct, frozen=True):
+    """One rank.  Peaks and memory are bytes, and None where nothing is known of them."""
+
+    rank: int
+    device: str
+    device_name: str
+    step_ms: float
+    measured_step_ms: float | None
+    busy_ms: float
+    kernel_ms: float
+    breakdown_ms: Breakdown
+    peak_allocated_bytes: int | None
+    peak_reserved_bytes: int | None
+    memory_bytes: int | None
+
+
+class CollectiveRow(msgspec.Struct, frozen=True):
+    """Collectives of the run that are alike."""
+
+    kind: CollectiveKind
+    bytes: int
+    ranks: int
+    algorithm: str
+    protocol: str
+    count: int
+    total_ms: float
+    transfer_ms: float
+
+
+class DurationsFrom(msgspec.Struct, frozen=True):
+    """How many pieces of device work took their duration from where."""
+
+    measured: int
+    profile: int
+    roofline: int
+    estimate: int
+
+
+class OpRow(msgspec.Struct, frozen=True):
+    """An op name with its cost on the busiest rank; ``share`` is the part of that rank's device work, 0 to 1."""
+
+    name: str
+    count: int
+    total_ms: float
+    share: float
+
+
+class StepRow(msgspec.Struct, frozen=True):
+    """One step of the job: its slowest rank, and the measured step of the same place; ``error`` is
+    predicted / measured - 1."""
+
+    name: str
+    rank: int
+    step_ms: float
+    measured_ms: float | None
+    error: float | None
+    breakdown_ms: Breakdown
+    host_ms: float
+
+
+class PeakRow(msgspec.Struct, frozen=True):
+    """The instant of a rank at which the most was allocated, what asked, and what was alive."""
+
+    rank: int
+    time_ms: float
+    allocated_bytes: int
+    reserved_bytes: int
+    op: str
+    by_category: dict[Category, int]
+
+
+class OutOfMemoryRow(msgspec.Struct, frozen=True):
+    """The first request of a rank that did not fit; ``short_bytes`` is what was missing beyond the reserved memory."""
+
+    rank: int
+    device: str
+    device_name: str
+    time_ms: float
+    op: str
+    requested_bytes: int
+    allocated_bytes: int
+    reserved_bytes: int
+    capacity_bytes: int
+    short_bytes: int
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """A timeline as numbers: times in decimal milliseconds, sizes in bytes.  See the module for definitions."""
+
+    name: str
+    step_ms: float
+    steps_ms: tuple[float, ...]
+    kernel_ms: float
+    peak_allocated_bytes: int | None
+    peak_reserved_bytes: int | None
+    out_of_memory: bool
+    measured_step_ms: float | None
+    measured_steps_ms: tuple[float, ...] | None
+    measured_trace_ms: float | None
+    step_error: float | None
+    breakdown_ms: Breakdown
+    host_ms: float
+    ranks: tuple[RankSummary, ...]
+    collectives: tuple[CollectiveRow, ...]
+    durations_from: DurationsFrom
+    top_ops: tuple[OpRow, ...]
+    per_step: tuple[StepRow, ...]
+    memory_peaks: tuple[PeakRow, ...]
+    out_of_memory_at: tuple[OutOfMemoryRow, ...]
+    ops: int
+    replay_seconds: float | None
+    warnings: tuple[str, ...]
+
+    def check(self) -> None:
+        """Raise UserError with the first law that does not hold."""
+        tolerance = 1e-9 * max(1.0, self.step_ms)
+        if not self.steps_ms or abs(sum(self.steps_ms) / len(self.steps_ms) - self.step_ms) > tolerance:
+            raise UserError(f"{self.name}: step_ms is not the mean of steps_ms")
+        if abs(self.breakdown_ms.total - self.step_ms) > tolerance:
+            raise UserError(f"{self.name}: breakdown_ms does not add up to step_ms")
+        for rank in self.ranks:
+            if abs(rank.breakdown_ms.total - rank.step_ms) > tolerance:
+                raise UserError(f"{self.name}: ranks[{rank.rank}].breakdown_ms does not add up to its step_ms")
+            if rank.step_ms > max(self.steps_ms) + tolerance:
+                raise UserError(f"{self.name}: ranks[{rank.rank}].step_ms is longer than any step of the job")
+        if self.out_of_memory != bool(self.out_of_memory_at):
+            raise UserError(f"{self.name}: out_of_memory does not say what out_of_memory_at says")
+
+
+def summarize(
+    timeline: Timeline,
+    measured: Timeline | None = None,
+    *,
+    ops: int | None = None,
+    replay_seconds: float | None = None,
+) -> Summary:
+    """Tell ``timeline``, and how it compares with ``measured`` where that is given.
+
+    ``ops`` is how many operations were simulated (by default the spans and the memory samples), ``replay_seconds``
+    how long the event loop took: the timeline has no clock and cannot know it.  UserError where the timeline has
+    no rank.
+    """
+    if not timeline.ranks:
+        raise UserError(f"{timeline.name}: a timeline without ranks has nothing to tell")
+    views = rank_views(timeline)
+    splitters = {view.rank: Splitter(view) for view in views}
+    job = [slowest(steps) for steps in job_steps(views)]
+    if not job:
+        raise UserError(f"{timeline.name}: none of its steps is on one of its ranks")
+    busiest = max(views, key=_device_ns)
+    measurement = _measure(measured)
+    splits = [splitters[step.rank].split(step.start_ns, step.end_ns) for step in job]
+    host = [splitters[step.rank].host(step.start_ns, step.end_ns) for step in job]
+    peaks = _peak_bytes(timeline)
+    steps_ms = tuple(ms_from_ns(step.duration_ns) for step in job)
+    step_ms = ms_from_ns(_mean([step.duration_ns for step in job]))
+    ranks = tuple(
+        _rank(info, view, splitters[view.rank], measurement, peaks.get(info.rank))
+        for info, view in zip(timeline.ranks, views, strict=True)
+    )
+    return Summary(
+        name=timeline.name,
+        step_ms=step_ms,
+        steps_ms=steps_ms,
+        kernel_ms=ms_from_ns(_device_ns(busiest) / len(busiest.steps)) if busiest.steps else 0.0,
+        peak_allocated_bytes=_largest(rank.peak_allocated_bytes for rank in ranks),
+        peak_reserved_bytes=_largest(rank.peak_reserved_bytes for rank in ranks),
+        out_of_memory=bool(timeline.out_of_memory),
+        measured_step_ms=measurement.step_ms,
+        measured_steps_ms=measurement.steps_ms,
+        measured_trace_ms=measurement.trace_ms,
+        step_error=_error(step_ms, measurement.step_ms),
+        breakdown_ms=_breakdown(splits),
+        host_ms=ms_from_ns(_mean(host)),
+        ranks=ranks,
+        collectives=_collectives(views, busiest),
+        durations_from=_durations_from(views),
+        top_ops=_top_ops(busiest),
+        per_step=_per_step(job, splits, host, measurement),
+        memory_peaks=_peaks(timeline),
+        out_of_memory_at=_out_of_memory(timeline),
+        ops=len(timeline.spans) + len(timeline.memory) if ops is None else ops,
+        replay_seconds=replay_seconds,
+        warnings=_warnings(timeline, measured),
+    )
+
+
+def encode(summary: Summary) -> bytes:
+    """The JSON object of ``replay --json``, indented, with a newline at its end.  Nothing is rounded."""
+    return msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
+
+
+def decode(content: bytes) -> Summary:
+    """What ``encode`` wrote; UserError where it is not that."""
+    try:
+        return msgspec.json.decode(content, type=Summary)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"not a summary ({error}); write one with `tracesim replay ... --json FILE`") from None
+
+
+def write(summary: Summary, path: Path) -> None:
+    """Write the JSON file, whole or not at all."""
+    write_whole(path, encode(summary))
+
+
+class _Measurement(msgspec.Struct, frozen=True):
+    """What a measured timeline says of its steps; all None or empty where there is none, or it has no marks."""
+
+    step_ms: float | None = None
+    steps_ms: tuple[float, ...] | None = None
+    trace_ms: float | None = None
+    by_rank: dict[int, float] = {}
+
+
+def _measure(measured: Timeline | None) -> _Measurement:
+    if measured is None:
+        return _Measurement()
+    views = rank_views(measured)
+    job = [slowest(steps) for steps in job_steps(views)]
+    if not job:
+        return _Measurement()
+    mean = ms_from_ns(_mean([step.duration_ns for step in job]))
+    if all(step.name == UNMARKED for step in job):
+        return _Measurement(trace_ms=mean)
+    by_rank = {view.rank: ms_from_ns(_mean([s.duration_ns for s in view.steps])) for view in views if view.steps}
+    steps_ms = tuple(ms_from_ns(step.duration_ns) for step in job)
+    return _Measurement(step_ms=mean, steps_ms=steps_ms, by_rank=by_rank)
+
+
+def _mean(values: Sequence[int]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _error(predicted: float, measured: float | None) -> float | None:
+    return predicted / measured - 1 if measured else None
+
+
+def _device_ns(view: RankView) -> int:
+    return sum(span.duration_ns for span in view.in_steps())
+
+
+def _breakdown(splits: Sequence[Split]) -> Breakdown:
+    def mean(part: Callable[[Split], int]) -> float:
+        return ms_from_ns(_mean([part(split) for split in splits]))
+
+    return Breakdown(
+        compute=mean(lambda s: s.compute),
+        exposed_communication=mean(lambda s: s.exposed_communication),
+        exposed_memcpy=mean(lambda s: s.exposed_memcpy),
+        idle=mean(lambda s: s.idle),
+    )
+
+
+def _rank(
+    info: RankInfo, view: RankView, splitter: Splitter, measurement: _Measurement, peak: tuple[int, int] | None
+) -> RankSummary:
+    splits = [splitter.split(step.start_ns, step.end_ns) for step in view.steps]
+    return RankSummary(
+        rank=info.rank,
+        device=info.device,
+        device_name=info.device_name,
+        step_ms=ms_from_ns(_mean([step.duration_ns for step in view.steps])),
+        measured_step_ms=measurement.by_rank.get(info.rank),
+        busy_ms=ms_from_ns(_mean([split.busy for split in splits])),
+        kernel_ms=ms_from_ns(_device_ns(view) / len(view.steps)) if view.steps else 0.0,
+        breakdown_ms=_breakdown(splits),
+        peak_allocated_bytes=peak[0] if peak else None,
+        peak_reserved_bytes=peak[1] if peak else None,
+        memory_bytes=info.memory_bytes,
+    )
+
+
+def _peak_bytes(timeline: Timeline) -> dict[int, tuple[int, int]]:
+    """Per rank with memory events, the most that was allocated and the most that was reserved."""
+    peaks: dict[int, tuple[int, int]] = {}
+    events: list[MemorySample | MemoryPeak] = [*timeline.memory, *timeline.peaks]
+    for event in events:
+        allocated, reserved = peaks.get(event.rank, (0, 0))
+        peaks[event.rank] = max(allocated, event.allocated_bytes), max(reserved, event.reserved_bytes)
+    return peaks
+
+
+def _largest(values: Iterable[int | None]) -> int | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _collectives(views: Sequence[RankView], busiest: RankView) -> tuple[CollectiveRow, ...]:
+    """Rows in order of cost, dearest first; of equals, in order of kind and size."""
+    told: dict[tuple[CollectiveKind, int, int, str, str], list[Span]] = {}
+    for view in (busiest, *(view for view in views if view is not busiest)):
+        own: dict[tuple[CollectiveKind, int, int, str, str], list[Span]] = {}
+        for span in view.device:
+            if span.collective is not None:
+                own.setdefault(_alike(span.collective), []).append(span)
+        told = {**own, **told}
+    rows = [
+        CollectiveRow(
+            *key,
+            count=len(spans),
+            total_ms=ms_from_ns(sum(span.duration_ns for span in spans)),
+            transfer_ms=ms_from_ns(sum(span.transfer_ns for span in spans)),
+        )
+        for key, spans in told.items()
+    ]
+    return tuple(sorted(rows, key=lambda r: (-r.total_ms, r.kind, r.bytes, r.ranks, r.algorithm, r.protocol)))
+
+
+def _alike(collective: CollectiveInfo) -> tuple[CollectiveKind, int, int, str, str]:
+    return collective.kind, collective.bytes, collective.ranks, collective.algorithm, collective.protocol
+
+
+def _durations_from(views: Sequence[RankView]) -> DurationsFrom:
+    counts: dict[DurationSource, int] = {"measured": 0, "profile": 0, "roofline": 0, "estimate": 0}
+    for view in views:
+        for span in view.device:
+            counts[span.source] += 1
+    return DurationsFrom(**counts)
+
+
+def _top_ops(view: RankView) -> tuple[OpRow, ...]:
+    totals: dict[str, tuple[int, int]] = {}
+    for span in view.in_steps():
+        count, total = totals.get(span.name, (0, 0))
+        totals[span.name] = count + 1, total + span.duration_ns
+    whole = sum(total for _, total in totals.values())
+    dearest = sorted(totals.items(), key=lambda item: (-item[1][1], item[0]))[:TOP_OPS]
+    return tuple(
+        OpRow(name=name, count=count, total_ms=ms_from_ns(total), share=total / whole if whole else 0.0)
+        for name, (count, total) in dearest
+    )
+
+
+def _per_step(
+    job: Sequence[Step], splits: Sequence[Split], host: Sequence[int], measurement: _Measurement
+) -> tuple[StepRow, ...]:
+    measured = measurement.steps_ms or ()
+    rows = []
+    for i, (step, split, host_ns) in enumerate(zip(job, splits, host, strict=True)):
+        step_ms = ms_from_ns(step.duration_ns)
+        measured_ms = measured[i] if i < len(measured) else None
+        error = _error(step_ms, measured_ms)
+        rows.append(
+            StepRow(step.name, step.rank, step_ms, measured_ms, error, _breakdown([split]), ms_from_ns(host_ns))
+        )
+    return tuple(rows)
+
+
+def _peaks(timeline: Timeline) -> tuple[PeakRow, ...]:
+    return tuple(
+        PeakRow(
+            rank=peak.rank,
+            time_ms=ms_from_ns(peak.time_ns),
+            allocated_bytes=peak.allocated_bytes,
+            reserved_bytes=peak.reserved_bytes,
+            op=peak.op,
+            by_category=dict(sorted(peak.by_category.items(), key=lambda item: (-item[1], item[0]))),
+        )
+        for peak in timeline.peaks
+    )
+
+
+def _out_of_memory(timeline: Timeline) -> tuple[OutOfMemoryRow, ...]:
+    info = {info.rank: info for info in timeline.ranks}
+    return tuple(
+        OutOfMemoryRow(
+            rank=event.rank,
+            device=info[event.rank].device,
+            device_name=info[event.rank].device_name,
+            time_ms=ms_from_ns(event.time_ns),
+            op=event.op,
+            requested_bytes=event.requested_bytes,
+            allocated_bytes=event.allocated_bytes,
+            reserved_bytes=event.reserved_bytes,
+            capacity_bytes=event.capacity_bytes,
+            short_bytes=max(0, event.reserved_bytes + event.requested_bytes - event.capacity_bytes),
+        )
+        for event in timeline.out_of_memory
+    )
+
+
+def _warnings(timeline: Timeline, measured: Timeline | None) -> tuple[str, ...]:
+    """Those of both timelines, each once, in their order, and what this telling had to assume."""
+    told = dict.fromkeys(timeline.warnings)
+    told.update(dict.fromkeys(measured.warnings if measured is not None else ()))
+    if not timeline.steps:
+        told["no step is marked: the whole run is told as one step"] = None
+    return tuple(told)

@@ -1,0 +1,330 @@
+"""A machine as a graph: GPUs, CPUs, switches and the links between them, with the routes that bytes take.
+
+Rates are GB/s, which is bytes a nanosecond.  What can be full is a *lane*: one direction of a full-duplex link
+(``pcie:gpu0>cpu0``) or a half-duplex link as a whole (``pcie:gpu0-cpu0``); flows load lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import networkx as nx
+
+from sim.topology.device import DeviceProfile
+from sim.topology.names import natural
+from sim.topology.schema import Collectives, HostCosts, LinkKind, NcclSettings, NodeKind
+
+PathClass = Literal["LOC", "NVL", "NVS", "PIX", "PXB", "PHB", "SYS", "NET"]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One device: its place in the machine's order, its profile and the host it is in."""
+
+    index: int
+    name: str
+    profile: DeviceProfile
+    host: int
+
+
+@dataclass(frozen=True)
+class Link:
+    """One link between ``a`` and ``b``; ``bandwidth_gb_s`` is one direction's, or both together where half-duplex."""
+
+    cls: str
+    kind: LinkKind
+    a: str
+    b: str
+    bandwidth_gb_s: float
+    nccl_gb_s: float
+    latency_us: float
+    duplex: Literal["full", "half"]
+    ring_efficiency: float
+    ports: int | None
+    source: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.cls}:{self.a}-{self.b}"
+
+    def other(self, node: str) -> str:
+        """The end that is not ``node``."""
+        return self.b if node == self.a else self.a
+
+    def lane(self, start: str) -> str:
+        """Name of the lane that leaves ``start``."""
+        return self.name if self.duplex == "half" else f"{self.cls}:{start}>{self.other(start)}"
+
+
+@dataclass(frozen=True)
+class Hop:
+    """A link, crossed from ``start``."""
+
+    link: Link
+    start: str
+
+    @property
+    def lane(self) -> str:
+        return self.link.lane(self.start)
+
+    @property
+    def end(self) -> str:
+        return self.link.other(self.start)
+
+
+@dataclass(frozen=True)
+class Route:
+    """The hops from one node to another, and what kind of path that is in ``nvidia-smi topo -m`` words."""
+
+    hops: tuple[Hop, ...]
+    path: PathClass
+    via_host: bool = False
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        return tuple(hop.link for hop in self.hops)
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        return tuple(hop.lane for hop in self.hops)
+
+    @property
+    def bandwidth_gb_s(self) -> float:
+        """The slowest link's rate, each lane shared by as many crossings as this route makes of it."""
+        lanes = self.lanes
+        rates = [hop.link.bandwidth_gb_s / lanes.count(hop.lane) for hop in self.hops]
+        return min(rates, default=float("inf"))
+
+    @property
+    def latency_us(self) -> float:
+        return sum(hop.link.latency_us for hop in self.hops)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One value replaced by an override."""
+
+    path: str
+    before: object
+    after: object
+
+
+@dataclass(frozen=True, eq=False)
+class Machine:
+    """GPUs in order, other nodes by name, links, and what the host and its libraries are set to.
+
+    ``baseline`` is the machine as its file says, where overrides changed this one.
+    """
+
+    name: str
+    description: str
+    source: str
+    hypothetical: bool
+    assumed: tuple[str, ...]
+    hosts: int
+    gpus: tuple[Gpu, ...]
+    nodes: dict[str, NodeKind]
+    links: tuple[Link, ...]
+    host: HostCosts
+    nccl: NcclSettings
+    collectives: Collectives
+    changes: tuple[Change, ...] = ()
+    baseline: Machine | None = None
+    _routes: dict[tuple[str, str], Route] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def graph(self) -> nx.MultiGraph[str]:
+        """Nodes with ``kind``; edges keyed by link name with ``link``."""
+        graph: nx.MultiGraph[str] = nx.MultiGraph()
+        for gpu in self.gpus:
+            graph.add_node(gpu.name, kind="gpu")
+        for name, kind in self.nodes.items():
+            graph.add_node(name, kind=kind)
+        for link in self.links:
+            graph.add_edge(link.a, link.b, key=link.name, link=link)
+        return graph
+
+    @cached_property
+    def capacities(self) -> dict[str, float]:
+        """Bytes a nanosecond of every lane, by name; parallel links of one class between two nodes add up."""
+        rates: dict[str, float] = {}
+        for link in self.links:
+            for lane in sorted({link.lane(link.a), link.lane(link.b)}):
+                rates[lane] = rates.get(lane, 0.0) + link.bandwidth_gb_s
+        return rates
+
+    @cached_property
+    def _gpu_names(self) -> frozenset[str]:
+        return frozenset(gpu.name for gpu in self.gpus)
+
+    def kind(self, node: str) -> str:
+        """``gpu`` or the node's kind."""
+        return "gpu" if node in self._gpu_names else self.nodes[node]
+
+    # Routes -----------------------------------------------------------------------------------------------------
+
+    def route(self, a: str, b: str) -> Route:
+        """The path bytes take from node ``a`` to ``b``: NVLink where it joins them, else PCIe and beyond.
+
+        No path leads through another GPU.  Of equal paths the one with most bandwidth wins, then the first by name.
+        """
+        if (a, b) not in self._routes:
+            self._routes[a, b] = self._find_route(a, b)
+        return self._routes[a, b]
+
+    def _find_route(self, a: str, b: str) -> Route:
+        if a == b:
+            return Route((), "LOC")
+        hops = self._shortest(a, b, nvlink=True) or self._shortest(a, b, nvlink=False)
+        assert hops, f"{a} and {b} are not joined; the loader checks that"
+        return Route(hops, self._path_class(a, hops))
+
+    def _shortest(self, a: str, b: str, *, nvlink: bool) -> tuple[Hop, ...]:
+        """Fewest links, then greatest bandwidth, then names; over NVLink alone or without it.  () where none leads."""
+        reached: dict[str, tuple[float, tuple[Hop, ...]]] = {a: (float("inf"), ())}
+        frontier = [a]
+        while frontier and b not in reached:
+            found: dict[str, tuple[float, tuple[Hop, ...]]] = {}
+            for node in frontier:
+                rate, hops = reached[node]
+                for hop in self._leaving(node, nvlink=nvlink):
+                    if hop.end in reached or (hop.end != b and hop.end in self._gpu_names):
+                        continue
+                    best = min(rate, hop.link.bandwidth_gb_s)
+                    if hop.end not in found or best > found[hop.end][0]:
+                        found[hop.end] = (best, (*hops, hop))
+            reached.update(found)
+            frontier = sorted(found, key=natural)
+        return reached[b][1] if b in reached else ()
+
+    @cached_property
+    def _neighbours(self) -> dict[str, tuple[Link, ...]]:
+        """A node's links, the strongest first between two nodes, then by the other end's name."""
+        around: dict[str, list[Link]] = {node: [] for node in self.graph}
+        for link in self.links:
+            around[link.a].append(link)
+            around[link.b].append(link)
+        return {
+            node: tuple(sorted(links, key=lambda k: (natural(k.other(node)), -k.bandwidth_gb_s, k.cls)))
+            for node, links in around.items()
+        }
+
+    def _leaving(self, node: str, *, nvlink: bool) -> Iterable[Hop]:
+        return (Hop(link, node) for link in self._neighbours[node] if (link.kind == "nvlink") == nvlink)
+
+    def _path_class(self, start: str, hops: tuple[Hop, ...]) -> PathClass:
+        kinds = [hop.link.kind for hop in hops]
+        if "network" in kinds:
+            return "NET"
+        inner = [self.kind(hop.end) for hop in hops[:-1]]
+        if kinds[0] == "nvlink":
+            return "NVS" if "nvswitch" in inner else "NVL"
+        cpus = sum(kind == "cpu" for kind in (self.kind(start), *inner, self.kind(hops[-1].end)))
+        if cpus > 1:
+            return "SYS"
+        if cpus == 1:
+            return "PHB"
+        return "PIX" if inner.count("pcie-switch") <= 1 else "PXB"
+
+    # Host memory ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _home(self) -> dict[str, str]:
+        return {gpu.name: self._nearest_host_node(gpu.name) for gpu in self.gpus}
+
+    def _nearest_host_node(self, gpu: str) -> str:
+        """The memory (or, where the file names none, the CPU) that is fewest links away; by name where equal."""
+        for kind in ("memory", "cpu"):
+            reached = {gpu}
+            frontier = [gpu]
+            while frontier:
+                step = [
+                    hop.end
+                    for node in frontier
+                    for hop in self._leaving(node, nvlink=False)
+                    if hop.end not in self._gpu_names and hop.link.kind != "network"
+                ]
+                frontier = sorted(set(step) - reached, key=natural)
+                homes = [node for node in frontier if self.kind(node) == kind]
+                if homes:
+                    return homes[0]
+                reached.update(frontier)
+        return gpu
+
+    def host_memory(self, gpu: str) -> str:
+        """The node that holds host memory for this GPU: its socket's memory, or the CPU; itself where it has none."""
+        return self._home[gpu]
+
+    def host_to_device(self, gpu: str) -> Route:
+        """The way of a host-to-device copy."""
+        return self.route(self.host_memory(gpu), gpu)
+
+    def device_to_host(self, gpu: str) -> Route:
+        """The way of a device-to-host copy."""
+        return self.route(gpu, self.host_memory(gpu))
+
+    def through_host(self, a: str, b: str) -> Route:
+        """From GPU to GPU by way of the sender's host memory: written there, read back from there."""
+        memory = self.host_memory(a)
+        out, back = self.route(a, memory), self.route(memory, b)
+        return Route((*out.hops, *back.hops), self.route(a, b).path, via_host=True)
+
+    # Peers ------------------------------------------------------------------------------------------------------
+
+    def gpu(self, name: str) -> Gpu:
+        """The GPU of that name."""
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Gpu]:
+        return {gpu.name: gpu for gpu in self.gpus}
+
+    def p2p(self, a: str, b: str) -> bool:
+        """Whether GPU ``a`` can reach ``b``'s memory without the host: NVLink, or PCIe where cards and driver allow.
+
+        NCCL's rule (NVIDIA/nccl src/graph/paths.cc, ncclTopoCheckP2p, defaults): any PCIe path inside a host,
+        but none through an Intel or Arm CPU.  NCCL_P2P_DISABLE and NCCL_P2P_LEVEL rule
+        over it.
+        """
+        path = self.route(a, b).path
+        if path in ("LOC", "NET"):
+            return path == "LOC"
+        level = "LOC" if self.nccl.NCCL_P2P_DISABLE else self.nccl.NCCL_P2P_LEVEL or self._p2p_level
+        if path in ("NVL", "NVS"):
+            return level != "LOC"
+        cards = self.gpu(a).profile.pcie_p2p and self.gpu(b).profile.pcie_p2p
+        return cards and _P2P_ORDER.index(path) <= _P2P_ORDER.index(level)
+
+    @property
+    def _p2p_level(self) -> PathClass:
+        return "PXB" if self.host.cpu_vendor in ("arm", "intel") else "SYS"
+
+    def transfer_route(self, a: str, b: str) -> Route:
+        """The way of a GPU-to-GPU transfer: direct, over the network, or through host memory where no P2P is."""
+        direct = self.route(a, b)
+        if direct.path == "NET" or self.p2p(a, b):
+            return direct
+        return self.through_host(a, b)
+
+    def nvlink_peers(self, gpu: str) -> tuple[str, ...]:
+        """GPUs that this one reaches over NVLink or NVSwitch, in the machine's order."""
+        return tuple(g.name for g in self.gpus if g.name != gpu and self.route(gpu, g.name).path in ("NVL", "NVS"))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of numbers from this machine must know: what is assumed, hypothetical or impossible to buy."""
+        told = ["this machine is hypothetical: nobody sells it"] if self.hypothetical else []
+        told += [f"assumed: {text}" for text in self.assumed]
+        if not self.hypothetical:
+            told += [
+                f"{gpu.name} ({gpu.profile.full_name}) has no NVLink ports, yet the file gives it NVLink"
+                for gpu in self.gpus
+                if gpu.profile.nvlink is None and any(k.kind == "nvlink" for k in self._neighbours[gpu.name])
+            ]
+        return tuple(told)
+
+
+_P2P_ORDER = ("LOC", "NVL", "PIX", "PXB", "PHB", "SYS")

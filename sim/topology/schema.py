@@ -1,0 +1,171 @@
+"""What a topology file may say: its keys, their units, and the laws each value must keep.
+
+Bandwidths are GB/s (10^9 bytes a second) *in one direction*, latencies microseconds.  The graph's own laws (names
+that exist, GPUs that can be reached) are checked when the machine is built.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from sim.ops import CollectiveKind
+from sim.topology.device import Count, FileModel, Positive, Text, Time, check_length, check_rising
+
+NodeKind = Literal["cpu", "memory", "pcie-switch", "nvswitch", "nic", "network-switch"]
+LinkKind = Literal["pcie", "nvlink", "smp", "memory", "network"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$")]
+
+
+class Devices(FileModel):
+    """The GPUs of one host: ``id``0, ``id``1, ... of one profile.
+
+    ``other_profiles`` names the exceptions; ``set`` replaces values of the profile (``devices.memory_gib`` in an
+    override means ``devices.set.memory_gib``).
+    """
+
+    id: Name = "gpu"
+    count: Count = 1
+    profile: Text
+    other_profiles: dict[str, str] = Field(default={})
+    set: dict[str, object] = Field(default={})
+
+
+class NodeGroup(FileModel):
+    """Everything that is not a GPU.  With ``count`` the members are ``id``0, ``id``1, ...; without, just ``id``.
+
+    ``shared``: one for all hosts (a network switch), not one a host.
+    """
+
+    id: Name
+    kind: NodeKind
+    count: Count | None = None
+    shared: bool = False
+
+
+class LinkClass(FileModel):
+    """Links that are alike.  ``bandwidth_gb_s`` is what transfers really get in one direction.
+
+    ``between``: pairs of ends.  An end is a node (``gpu0``), a range (``gpu0-3``) or a whole group (``gpu``); the
+    longer side of a pair is dealt to the shorter in equal consecutive blocks, so ``[gpu, cpu]`` puts four of eight
+    GPUs on each of two CPUs.
+    ``nccl_gb_s``: what NCCL's own tables take the link for when it searches its rings (default: bandwidth_gb_s);
+    ``ring_efficiency``: the share of the bandwidth that ring traffic reaches where a link carries it both ways and
+    on through a root complex; ``ports``: NVLinks bonded into one link.
+    """
+
+    kind: LinkKind
+    bandwidth_gb_s: Positive
+    latency_us: Time = 0.0
+    duplex: Literal["full", "half"] = "full"
+    nccl_gb_s: Positive | None = None
+    ring_efficiency: Annotated[float, Field(gt=0, le=1)] = 1.0
+    ports: Count | None = None
+    enabled: bool = True
+    source: Text
+    between: Annotated[tuple[tuple[str, str], ...], Field(min_length=1)]
+
+
+class HostCosts(FileModel):
+    """What the CPU side costs a synthesized workload, in microseconds a call, and who made the CPU."""
+
+    cpu_vendor: Literal["intel", "amd", "arm", "unknown"] = "unknown"
+    op_us: Time = 15.0
+    metadata_us: Time = 4.0
+    launch_queue_depth: Count = 1024
+    source: Text = (
+        "op_us, metadata_us: medians over a public 8-GPU V100 training trace (param et_replay tests, DLRM rank 0) of "
+        "the time from one top-level aten op to the next, with one kernel launch (15 us; an H100 forward pass of "
+        "TraceLens' tests: 20.6 us with Python stacks recorded) and with none (4.0 us; there 4.3 us). "
+        "launch_queue_depth: outstanding launches saturate at 1023 in a public V100 trace"
+    )
+
+
+_ALGORITHMS = ("tree", "ring")
+_PROTOCOLS = ("ll", "ll128", "simple")
+
+
+def _choice(value: str, known: tuple[str, ...]) -> str:
+    names = value.removeprefix("^").lower().split(",")
+    wrong = [n for n in names if n not in known]
+    if wrong:
+        raise ValueError(f"knows {', '.join(known)}, a comma list or ^list of them; found {', '.join(wrong)!r}")
+    return value
+
+
+def allowed(value: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The names that an NCCL choice such as ``Ring`` or ``^LL128`` leaves, in the order known."""
+    if value is None:
+        return known
+    names = value.removeprefix("^").lower().split(",")
+    return tuple(n for n in known if (n in names) != value.startswith("^"))
+
+
+class NcclSettings(FileModel):
+    """NCCL's environment on this machine, by the names NCCL uses."""
+
+    NCCL_ALGO: Annotated[str, AfterValidator(lambda v: _choice(v, _ALGORITHMS))] | None = None
+    NCCL_PROTO: Annotated[str, AfterValidator(lambda v: _choice(v, _PROTOCOLS))] | None = None
+    NCCL_P2P_DISABLE: bool = False
+    NCCL_P2P_LEVEL: Literal["LOC", "NVL", "PIX", "PXB", "PHB", "SYS"] | None = None
+    NCCL_MIN_NCHANNELS: Annotated[int, Field(ge=1, le=64)] | None = None
+    NCCL_MAX_NCHANNELS: Annotated[int, Field(ge=1, le=64)] | None = None
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        return allowed(self.NCCL_ALGO, _ALGORITHMS)
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        return allowed(self.NCCL_PROTO, _PROTOCOLS)
+
+    @model_validator(mode="after")
+    def _something_left(self) -> NcclSettings:
+        if not self.algorithms or not self.protocols:
+            raise ValueError("NCCL_ALGO and NCCL_PROTO must leave at least one algorithm and one protocol")
+        return self
+
+
+class MeasuredCurve(FileModel):
+    """Times of one collective measured on this very host: ``us[i]`` for ``bytes[i]`` of the whole tensor."""
+
+    kind: CollectiveKind
+    ranks: Annotated[int, Field(ge=2)]
+    source: Text
+    bytes: tuple[Positive, ...]
+    us: tuple[Positive, ...]
+
+    @model_validator(mode="after")
+    def _same_length(self) -> MeasuredCurve:
+        check_rising("bytes", self.bytes)
+        check_length("us", self.us, len(self.bytes))
+        return self
+
+
+class Collectives(FileModel):
+    """How collectives are costed.
+
+    ``library``: ``nccl`` (NCCL's own model on the links found), ``gloo`` (CPU ranks), or ``alpha-beta`` (the textbook
+    ring: each step costs the path's latency plus the piece over the slowest link).
+    """
+
+    library: Literal["nccl", "gloo", "alpha-beta"] = "nccl"
+    measured: tuple[MeasuredCurve, ...] = ()
+
+
+class TopologyFile(FileModel):
+    """One machine, or ``hosts`` machines alike: ``devices``, ``nodes`` and ``links`` then describe one of them."""
+
+    name: Text
+    description: Text
+    source: Text
+    hypothetical: bool = False
+    assumed: tuple[Text, ...] = ()
+    hosts: Count = 1
+    devices: Devices
+    nodes: tuple[NodeGroup, ...] = ()
+    links: dict[Name, LinkClass] = Field(default={})
+    host: HostCosts = HostCosts()
+    nccl: NcclSettings = NcclSettings()
+    collectives: Collectives = Collectives()

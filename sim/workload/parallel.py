@@ -1,0 +1,113 @@
+"""Parallel plans: ``dp=8``, ``tp=8`` or a product, as PyTorch runs them, over a fake process group in one process.
+
+Tensor parallelism is DTensor's parallelize_module with the usual plan: the projections into attention and MLP
+by columns, those out of them by rows, which makes one all-reduce each.  Data parallel ranks of a forward pass
+exchange nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from sim.errors import UnknownNameError, UserError
+
+AXES = ("dp", "tp")
+COLUMNS = ("q_proj", "k_proj", "v_proj", "fc1", "gate_proj", "up_proj")
+ROWS = ("out_proj", "o_proj", "fc2", "down_proj")
+MODEL_TYPES = ("llama", "mistral", "opt", "qwen2")
+
+
+class ParallelPlan(msgspec.Struct, frozen=True):
+    """The sizes of the mesh's axes, outermost first; ranks number the last axis fastest."""
+
+    axes: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def ranks(self) -> int:
+        count = 1
+        for _, size in self.axes:
+            count *= size
+        return count
+
+    def size(self, axis: str) -> int:
+        return dict(self.axes).get(axis, 1)
+
+    def groups(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """Each axis' process groups: the ranks that differ in that axis alone."""
+        groups: dict[str, tuple[tuple[int, ...], ...]] = {}
+        stride = self.ranks
+        for axis, size in self.axes:
+            stride //= size
+            starts = [r for r in range(self.ranks) if (r // stride) % size == 0]
+            groups[axis] = tuple(tuple(start + i * stride for i in range(size)) for start in starts)
+        return groups
+
+    @contextlib.contextmanager
+    def device_mesh(self) -> Iterator[Any]:
+        """A DeviceMesh over a fake process group of all ranks, seen from rank 0; None for one rank."""
+        if self.ranks == 1:
+            yield None
+            return
+        import torch.distributed as dist
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=self.ranks)
+        try:
+            names = tuple(axis for axis, _ in self.axes)
+            yield init_device_mesh("cpu", tuple(size for _, size in self.axes), mesh_dim_names=names)
+        finally:
+            dist.destroy_process_group()
+
+
+def axis_of_group(mesh: Any) -> dict[str, str]:
+    """The mesh axis of each c10d process group's name."""
+    return {} if mesh is None else {mesh.get_group(axis).group_name: axis for axis in mesh.mesh_dim_names}
+
+
+def parse_plan(spec: str) -> ParallelPlan:
+    """``tp=8`` or ``dp=2,tp=4``; UserError where it is not a plan."""
+    axes: list[tuple[str, int]] = []
+    for part in filter(None, spec.split(",")):
+        axis, _, size = part.partition("=")
+        if axis not in AXES:
+            raise UnknownNameError("axis in --parallel", axis, AXES)
+        if not size.isdigit() or int(size) < 1:
+            raise UserError(f"--parallel {part!r}: the size of an axis is a whole number of at least 1, as in tp=8")
+        if axis in dict(axes):
+            raise UserError(f"--parallel {spec!r}: axis {axis!r} is named twice")
+        axes.append((axis, int(size)))
+    return ParallelPlan(tuple(axes))
+
+
+def tensor_parallel(model: Any, config: Any, mesh: Any, name: str) -> None:
+    """Shard a model's projections in place over a one-axis mesh.  UserError where the model cannot be split so."""
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    if config.model_type not in MODEL_TYPES:
+        raise UserError(
+            f"{name}: no tensor-parallel plan for model type {config.model_type!r} yet; there is one for "
+            f"{', '.join(MODEL_TYPES)}"
+        )
+    _check_divides(config, mesh.size(), name)
+    styles: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        leaf = path.rsplit(".", maxsplit=1)[-1]
+        if leaf in COLUMNS and getattr(module, "weight", None) is not None:
+            styles[path] = ColwiseParallel()
+        elif leaf in ROWS:
+            styles[path] = RowwiseParallel()
+    parallelize_module(model, mesh, styles)
+
+
+def _check_divides(config: Any, tp: int, name: str) -> None:
+    heads = {"attention heads": config.num_attention_heads}
+    heads["key and value heads"] = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    heads["feed-forward columns"] = getattr(config, "ffn_dim", None) or config.intermediate_size
+    for what, count in heads.items():
+        if count % tp:
+            raise UserError(f"--parallel tp={tp} does not divide the {count} {what} of {name}")

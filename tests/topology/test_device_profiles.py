@@ -1,0 +1,102 @@
+"""Device profiles: every shipped one loads, figures have sources, and no unknown GPU becomes another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sim.errors import InputError, UnknownNameError
+from sim.topology.device import find_device, load_device, shipped_devices
+
+NAMES = [
+    "a100-pcie-40gb",
+    "a100-pcie-80gb",
+    "a100-sxm4-40gb",
+    "a100-sxm4-80gb",
+    "a40",
+    "h100-pcie",
+    "h100-sxm",
+    "h200-sxm",
+    "l4",
+    "l40s",
+    "rtx-3090",
+    "rtx-4090",
+    "rtx-a5000",
+    "rtx-a6000",
+    "t4",
+    "v100-pcie",
+    "v100-sxm2",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_named_profile_ships_and_says_where_its_numbers_are_from(name: str) -> None:
+    profile = load_device(name)
+    assert profile.name == name
+    assert profile.source
+    assert profile.launch is not None
+    assert profile.launch.source
+    assert profile.tflops["float16"] > profile.tflops["float32"]
+
+
+def test_the_a5000_by_hand() -> None:
+    profile = load_device("rtx-a5000")
+    # Data sheet: 64 SMs x 128 cores x 2 FLOP x 1.695 GHz boost = 27.8 TFLOP/s; 24 GiB = 25,769,803,776 bytes.
+    assert abs(64 * 128 * 2 * 1.695e9 / 1e12 - profile.tflops["float32"]) < 0.05
+    assert profile.memory_bytes == 25_769_803_776
+    assert profile.capability == (8, 6)
+
+
+def test_the_a5000_carries_its_measured_curves(shared_dir: Path) -> None:
+    facts = json.loads((shared_dir / "facts" / "a5000_gala1_measured.json").read_text())
+    measured = load_device("rtx-a5000").measured
+    assert measured.gemm is not None
+    assert measured.copy_ is not None
+    assert list(measured.gemm.flops) == facts["gemm"]["flops"]
+    for dtype in ("float16", "bfloat16", "float32"):
+        assert list(measured.gemm.us[dtype]) == pytest.approx(facts["gemm"][f"{dtype}_us"], rel=1e-5)
+    assert list(measured.copy_.us) == pytest.approx(facts["memory_copy"]["us"], rel=1e-5)
+    # Two copies of N = 32768 float32 matrices: 16 N^2 = 17,179,869,184 bytes in 25,095 us is 684.6 GB/s.
+    rate = measured.copy_.bytes_moved[-1] / measured.copy_.us[-1] / 1e3
+    assert rate == pytest.approx(684.6, abs=0.1)
+    assert measured.copy_.copies == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "profile"),
+    [
+        ("NVIDIA RTX A5000", "rtx-a5000"),
+        ("Tesla V100-DGXS-32GB", "v100-sxm2"),
+        ("NVIDIA H100 80GB HBM3", "h100-sxm"),
+        ("NVIDIA A100-PG509-200", "a100-sxm4-40gb"),
+        ("rtx-a6000", "rtx-a6000"),
+    ],
+)
+def test_a_device_is_known_by_the_name_a_trace_gives_it(name: str, profile: str) -> None:
+    assert find_device(name).name == profile
+
+
+def test_an_unknown_gpu_never_becomes_another() -> None:
+    with pytest.raises(UnknownNameError, match="NVIDIA RTX A5000") as error:
+        find_device("NVIDIA RTX A5500")
+    assert "\n" not in str(error.value)
+
+
+def test_no_two_profiles_answer_to_one_name() -> None:
+    names = [n for device in shipped_devices() for p in [load_device(device)] for n in (p.full_name, *p.aliases)]
+    assert len(names) == len(set(names))
+
+
+def test_a_curve_that_does_not_fit_its_places_is_told(tmp_path: Path) -> None:
+    text = (
+        "name: x\nfull_name: X\narchitecture: a\nchip: c\nsource: s\nsms: 1\nmemory_gib: 1\n"
+        "memory_bandwidth_gb_s: -3\nl2_mib: 1\ntflops: {float16: 1}\n"
+        "measured: {copy: {source: s, bytes_moved: [1, 2], us: [1]}}\n"
+    )
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(InputError) as error:
+        load_device(str(tmp_path / "x.yaml"))
+    assert "memory_bandwidth_gb_s: must be > 0, found -3" in str(error.value)
+    assert "measured.copy: us must have 2 values, found 1" in str(error.value)
