@@ -1,0 +1,115 @@
+"""Device streams: which call launched each operation, and what decided when it started.
+
+A device operation starts when its stream is free (plus the device's turn-around, ``gap``), a latency after its
+launch (``lag``), and after what it was told to wait for.  In a trace one of the three was last; that one is measured
+for this operation, the others get the trace's typical value, never so much that they would decide instead.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from statistics import median_low
+
+from sim.ops import Lane
+from sim.workload.link.nodes import CLOCK_TOLERANCE_NS, Call, Node, RankLines, Stream, device_node
+
+# Operations of one stream that overlap by no more than this did not overlap: traces before 2024 cut start and
+# duration to whole microseconds.
+ROUNDING_NS = 2_000
+
+# Calls that put nothing on a stream in a healthy trace have other names than these; one without a device operation
+# lost it.
+LAUNCH_NAMES = ("LaunchKernel", "LaunchKernelExC", "GraphLaunch", "ModuleLaunchKernel", "ExtModuleLaunchKernel")
+
+
+def build_streams(lines: RankLines, first_lane: int) -> list[Lane]:
+    """Fill ``lines.streams`` with nodes linked to their launches; returns the streams' lanes."""
+    events = lines.trace.device
+    devices = {event.device for event in events}
+    lanes: list[Lane] = []
+    for device, number in sorted({(event.device, event.stream) for event in events}):
+        name = f"stream {number}" if len(devices) == 1 else f"device {device} stream {number}"
+        lines.streams[device, number] = Stream(first_lane + len(lanes), device, number)
+        lanes.append(Lane("stream", number, name))
+    calls = {c.correlation: c for line in lines.threads for c in line.calls if c.correlation >= 0}
+    for event in events:
+        stream = lines.streams[event.device, event.stream]
+        node = device_node(stream.lane, event)
+        call = calls.get(event.correlation)
+        if call is not None and call.start > node.start + CLOCK_TOLERANCE_NS:
+            lines.counts["device operations that start before their launch: the launch is not used"] += 1
+            call = None
+        if call is not None:
+            node.launch = call
+            node.op = call.op
+            call.launched.append(node)
+        else:
+            lines.counts["device operations without a launch in the trace: taken to be launched in time"] += 1
+        stream.nodes.append(node)
+    for stream in lines.streams.values():
+        _untangle(stream, lines)
+        stream.sort()
+    _count_lost_kernels(lines)
+    return lanes
+
+
+def _untangle(stream: Stream, lines: RankLines) -> None:
+    """A stream runs one operation at a time: what overlaps is the later one's remainder."""
+    free = -(1 << 62)
+    for node in stream.nodes:
+        if node.start < free:
+            if free - node.start > ROUNDING_NS:
+                lines.counts["device operations that overlap another on their stream: only the remainder counts"] += 1
+            node.own = max(0, node.end - free)
+        free = max(free, node.end)
+
+
+def _count_lost_kernels(lines: RankLines) -> None:
+    for line in lines.threads:
+        for call in line.calls:
+            if not call.launched and call.plain_name in LAUNCH_NAMES:
+                lines.counts["launches without a kernel in the trace"] += 1
+
+
+def settle_starts(lines: RankLines) -> None:
+    """Give every device operation its ``lag`` and ``gap``; call when ``after`` is known."""
+    typical_lag, typical_gap = _typical(lines)
+    anywhere = median_low(sorted(typical_lag.values())) if typical_lag else 0
+    for stream in lines.streams.values():
+        free: int | None = None
+        for node in stream.nodes:
+            lag = typical_lag.get(node.launch.name, anywhere) if node.launch is not None else 0
+            _settle(node, free, lag, typical_gap, lines.origin)
+            free = node.end if free is None else max(free, node.end)
+
+
+def _settle(node: Node, free: int | None, typical_lag: int, typical_gap: int, origin: int) -> None:
+    since_free = max(0, node.start - (origin if free is None else free))
+    since_launch = max(0, node.start - node.launch.start) if node.launch is not None else None
+    released = max((n.end for n in node.after), default=None)
+    node.gap, node.lag = min(typical_gap, since_free), min(typical_lag, since_launch or 0)
+    if released is not None and node.start - released <= min(since_free, (since_launch or since_free) - node.lag):
+        return
+    if since_launch is None:
+        node.gap = since_free
+    elif free is not None and since_free + typical_lag <= since_launch:
+        node.gap = since_free
+    else:
+        node.lag = since_launch
+
+
+def _typical(lines: RankLines) -> tuple[dict[str, int], int]:
+    """Medians of this trace: launch to start on an idle stream by the call's name, and turn-around on a busy one."""
+    lags: defaultdict[str, list[int]] = defaultdict(list)
+    gaps: list[int] = []
+    for stream in lines.streams.values():
+        free: int | None = None
+        for node in stream.nodes:
+            call = node.launch
+            if isinstance(call, Call) and not node.after:
+                if free is None or free <= call.start:
+                    lags[call.name].append(max(0, node.start - call.start))
+                elif free > call.end:
+                    gaps.append(max(0, node.start - free))
+            free = node.end if free is None else max(free, node.end)
+    return {name: median_low(values) for name, values in lags.items()}, median_low(gaps) if gaps else 0
