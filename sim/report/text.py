@@ -98,7 +98,7 @@ def _verdict(summary: Summary, console: Console) -> None:
         console.print(Text(f"{time[0].upper()}{time[1:]}; nothing is known of its memory", style="bold"))
         return
     needed, there = tightest
-    console.print(Text(f"Fits: {time} and {_gib(needed)} of {_gib(there)} GiB", style="bold green"))
+    console.print(Text(f"Fits: {time} and needs {_gib(needed)} of {_gib(there)} GiB", style="bold green"))
 
 
 def _does_not_fit(event: OutOfMemoryRow) -> str:
