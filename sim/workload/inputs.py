@@ -9,7 +9,8 @@ from typing import NamedTuple
 from sim.errors import InputError, UserError
 from sim.graph import OpGraph, read
 from sim.timeline import Timeline
-from sim.workload import kineto, link
+from sim.workload.kineto import read_trace
+from sim.workload.link import link_traces
 
 WORKLOAD_SUFFIX = ".workload.json.gz"
 
@@ -32,9 +33,10 @@ def read_inputs(paths: Sequence[Path], progress: Callable[[str], None] = lambda 
     traces = []
     for file in files:
         progress(f"reading {file.name}")
-        traces.append(kineto.read_trace(file))
+        traces.append(read_trace(file))
     progress("linking launches, kernels and waits")
-    return Workload(link.graph_from_traces(traces), link.timeline_from_traces(traces))
+    linked = link_traces(traces)
+    return Workload(linked.graph, linked.measured)
 
 
 def _files(path: Path) -> list[Path]:
