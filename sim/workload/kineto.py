@@ -277,7 +277,9 @@ def _decode_leniently(path: Path, raw: bytes) -> tuple[_File, Counter[str]]:
         else:
             raise InputError(path, "JSON, but no trace: it has no traceEvents; give what torch.profiler exported")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise InputError(path, "JSON, but no trace: it has no list of events; give what torch.profiler exported") from None
+        raise InputError(
+            path, "JSON, but no trace: it has no list of events; give what torch.profiler exported"
+        ) from None
     skipped: Counter[str] = Counter()
     return _File(
         traceEvents=[event for event in (_event(r, skipped) for r in events) if event is not None],
@@ -389,8 +391,11 @@ class _Sorting:
         elif category == SYNC:
             self.syncs.append(
                 SyncEvent(
-                    args.sync_kind or name, _or_unknown(args.correlation), _stream(args.stream, -1),
-                    _stream(args.wait_stream, -1), _or_unknown(args.wait_record),
+                    args.sync_kind or name,
+                    _or_unknown(args.correlation),
+                    _stream(args.stream, -1),
+                    _stream(args.wait_stream, -1),
+                    _or_unknown(args.wait_record),
                 )  # fmt: skip
             )
         elif category in RUNTIME:
@@ -422,8 +427,13 @@ class _Sorting:
             return
         self.memory.append(
             MemoryEvent(
-                round(event.ts * 1000) + self.base_ns, self._thread(event), args.device_id or 0,
-                args.memory_bytes, args.address, args.allocated, args.reserved,
+                round(event.ts * 1000) + self.base_ns,
+                self._thread(event),
+                args.device_id or 0,
+                args.memory_bytes,
+                args.address,
+                args.allocated,
+                args.reserved,
             )  # fmt: skip
         )
 

@@ -54,7 +54,9 @@ def find_collectives(lines: RankLines) -> list[Node]:
     ops = _CommOps(lines.trace)
     counts: defaultdict[str, int] = defaultdict(int)
     found: list[Node] = []
-    kernels = [n for s in lines.streams.values() for n in s.by_launch if n.kind == "kernel" and COMM_KERNEL.match(n.name)]
+    kernels = [
+        n for s in lines.streams.values() for n in s.by_launch if n.kind == "kernel" and COMM_KERNEL.match(n.name)
+    ]
     for node in sorted(kernels, key=lambda n: (n.launch.start if n.launch is not None else n.start, n.start)):
         meeting = _meeting(node, ops.around(node), lines)
         if meeting is None:

@@ -75,7 +75,9 @@ class _Matching:
             else:
                 found.append(self._resident_block(-event.bytes, event.address, key))
         if found:
-            self.lines.counts["blocks freed that were allocated before the trace: resident from its beginning"] += len(found)
+            self.lines.counts["blocks freed that were allocated before the trace: resident from its beginning"] += len(
+                found
+            )
         first = events[0]
         if first.allocated is not None:
             rest = first.allocated - first.bytes - sum(block.bytes for block in found)
