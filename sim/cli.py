@@ -51,7 +51,7 @@ _json = click.option("--json", "json_out", metavar="FILE|-", help="Write the res
 @_json
 @click.option(
     "--timeline", "timeline_out", type=click.Path(path_type=Path), metavar="FILE.pt.trace.json[.gz]",
-    help="Write the replay as a trace for Perfetto, chrome://tracing or TensorBoard.",
+    help="Write the replay as a trace for Perfetto, chrome://tracing or TensorBoard; a folder gets a file a rank.",
 )  # fmt: skip
 def replay_command(
     inputs: Sequence[Path],
@@ -67,7 +67,7 @@ def replay_command(
         timeline, told = _replay(inputs, machine, _numbers("--gpus", gpus), tell)
         if timeline_out is not None:
             tell(f"writing {timeline_out}")
-            chrome.write_trace(timeline, timeline_out)
+            chrome.write_traces(timeline, timeline_out)
     _write_json(summary.encode(told), json_out)
     if json_out != "-":
         text.render_summary(told, Console(soft_wrap=False))
@@ -179,7 +179,7 @@ def _write_json(content: bytes, target: str | None) -> None:
     from sim.files import write_whole
 
     if target == "-":
-        click.echo(content.decode())
+        click.echo(content, nl=False)
     elif target is not None:
         write_whole(Path(target), content)
 
