@@ -88,17 +88,21 @@ def _verdict(summary: Summary, console: Console) -> None:
         console.print(Text(_does_not_fit(event), style="bold red"))
     if len(summary.out_of_memory_at) > 1:
         console.print(Text(f"  and {len(summary.out_of_memory_at) - 1} more ranks", style="red"))
-    what = "the run" if summary.per_step[0].name == UNMARKED else "a step"
+    what = "the run" if _is_unmarked(summary) else "a step"
     time = f"{what} takes {_ms(summary.step_ms)} ms on {_machine(summary.ranks)}"
     if summary.out_of_memory:
         console.print(Text(f"As replayed all the same, {time}"))
         return
     tightest = _tightest(summary.ranks)
     if tightest is None:
-        console.print(Text(f"{time[0].upper()}{time[1:]}; nothing is known of its memory", style="bold"))
+        console.print(Text(f"{time[0].upper()}{time[1:]}; its memory is unknown", style="bold"))
         return
     needed, there = tightest
     console.print(Text(f"Fits: {time} and needs {_gib(needed)} of {_gib(there)} GiB", style="bold green"))
+
+
+def _is_unmarked(summary: Summary) -> bool:
+    return all(step.name == UNMARKED for step in summary.per_step)
 
 
 def _does_not_fit(event: OutOfMemoryRow) -> str:
@@ -131,7 +135,9 @@ def _tightest(ranks: Iterable[RankSummary]) -> tuple[int, int] | None:
 
 def _times(summary: Summary, console: Console) -> None:
     table = _table(Column("one step"), _number("ms"), _number("share"), Column(""), header=False)
-    table.add_row("step", _ms(summary.step_ms), "", _measured(summary), style="bold")
+    table.add_row(
+        "run" if _is_unmarked(summary) else "step", _ms(summary.step_ms), "", _measured(summary), style="bold"
+    )
     parts = summary.breakdown_ms
     for name, part in (
         ("compute", parts.compute), ("exposed communication", parts.exposed_communication),
@@ -147,7 +153,7 @@ def _measured(summary: Summary) -> Text:
     if summary.measured_step_ms is not None and summary.step_error is not None:
         return Text(f"measured {_ms(summary.measured_step_ms)} ms, error {_signed(summary.step_error)}")
     if summary.measured_trace_ms is not None:
-        return Text(f"measured trace {_ms(summary.measured_trace_ms)} ms (it has no step marks)")
+        return Text(f"measured trace {_ms(summary.measured_trace_ms)} ms")
     return Text("")
 
 
@@ -221,7 +227,7 @@ def _collectives(summary: Summary, console: Console) -> None:
         _number("total ms"), _number("without\nwaiting"),
     )  # fmt: skip
     for row in summary.collectives[:MOST_COLLECTIVES]:
-        how = ", ".join(name for name in (row.algorithm, row.protocol) if name)
+        how = ", ".join(dict.fromkeys(name for name in (row.algorithm, row.protocol) if name))
         table.add_row(
             row.kind, format_bytes(row.bytes), str(row.ranks), _plain(how), str(row.count), _ms(row.total_ms),
             _ms(row.transfer_ms),
