@@ -90,10 +90,14 @@ def _verdict(summary: Summary, console: Console) -> None:
         console.print(Text(f"  and {len(summary.out_of_memory_at) - 1} more ranks", style="red"))
     what = "the run" if _is_unmarked(summary) else "a step"
     time = f"{what} takes {_ms(summary.step_ms)} ms on {_machine(summary.ranks)}"
-    if summary.out_of_memory:
-        console.print(Text(f"As replayed all the same, {time}"))
-        return
     tightest = _tightest(summary.ranks)
+    if summary.out_of_memory:
+        # A replay goes on as if the memory were there; one that did not has no peak beyond what there is.
+        need = ""
+        if tightest is not None and tightest[0] > tightest[1]:
+            need = f" and would need {_gib(tightest[0])} of {_gib(tightest[1])} GiB"
+        console.print(Text(f"As replayed all the same, {time}{need}"))
+        return
     if tightest is None:
         console.print(Text(f"{time[0].upper()}{time[1:]}; its memory is unknown", style="bold"))
         return
@@ -320,10 +324,10 @@ def _of_card(peak: int | None, memory: int | None) -> str:
 
 
 def _peak_of_card(summary: Summary) -> str:
-    if summary.out_of_memory:
-        event = summary.out_of_memory_at[0]
-        return f"> {_gib(event.capacity_bytes)}"
     fullest = max(summary.ranks, key=lambda rank: rank.peak_reserved_bytes or -1)
+    for event in summary.out_of_memory_at[:1]:
+        if (fullest.peak_reserved_bytes or 0) <= event.capacity_bytes:
+            return f"> {_gib(event.capacity_bytes)}"
     return _of_card(fullest.peak_reserved_bytes, fullest.memory_bytes)
 
 

@@ -12,7 +12,7 @@ from told_timelines import GIB, MS, Sketch, collective, out_of_memory, two_ranks
 
 from sim.report.summary import Summary, summarize
 from sim.report.text import ComparisonRow, render_comparison, render_summary
-from sim.timeline import Step
+from sim.timeline import MemorySample, Step
 
 
 def lines_of(summary: Summary, width: int = WIDTH) -> list[str]:
@@ -33,6 +33,15 @@ def test_the_first_line_says_whether_it_fits() -> None:
     # 23 + 3 - 24 = 2 GiB.
     assert first.startswith("Out of memory: 2.00 GiB short on rank 0 (gpu0, NVIDIA RTX A5000): aten::mm asks")
     assert "for 3.00 GiB where 23.00 GiB of 24.00 GiB are reserved (22.00 GiB allocated)" in second
+
+
+def test_what_would_be_needed_is_said_where_the_replay_went_on() -> None:
+    # The replay went on to 26 GiB of 24.
+    memory = (MemorySample(0, 5 * MS, 26 * GIB, 26 * GIB),)
+    s = summarize(msgspec.structs.replace(out_of_memory(), memory=memory))
+    text = " ".join(" ".join(lines_of(s)).split())
+    assert "the run takes 5.00 ms on NVIDIA RTX A5000 and would need 26.00 of 24.00 GiB" in text
+    assert "26.00 / 24.00" in comparison_text(summarize(two_ranks()), s).decode()
 
 
 def test_without_memory_events_it_does_not_say_that_it_fits() -> None:
