@@ -149,7 +149,9 @@ def test_an_unknown_topology_offers_the_nearest(refused: Callable[..., str], wor
     assert "did you mean 'a5000x8'" in refused("replay", workload, "--topology", "a5000x88")
 
 
-def test_a_yaml_with_three_mistakes_names_all_three(refused: Callable[..., str], workload: Path, tmp_path: Path) -> None:
+def test_a_yaml_with_three_mistakes_names_all_three(
+    refused: Callable[..., str], workload: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(
         "name: bad\ndescription: bad\nsource: here\ndevices: {count: -1, profile: rtx-a5000}\n"

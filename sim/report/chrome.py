@@ -70,6 +70,8 @@ def write_traces(timeline: Timeline, path: Path) -> tuple[Path, ...]:
     if path.name.endswith(SUFFIXES):
         write_trace(timeline, path)
         return (path,)
+    if path.suffix and not path.is_dir():
+        raise InputError(path, f"a trace file ends in {' or '.join(SUFFIXES)}; a name without an ending is a folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
