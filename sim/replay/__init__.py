@@ -1,0 +1,1 @@
+"""Time passes: the placed graph is replayed, and memory with it."""
