@@ -53,7 +53,7 @@ class Block:
         self.mapped = True
         self.previous: Block | None = None
         self.next: Block | None = None
-        self.users: dict[int, None] | None = None  # other streams that use it, in the order they came
+        self.users: dict[int, bool] | None = None  # other streams that use it; true: said during a graph's capture
         self.events = 0  # uses by other streams that must end before the block is free
         self.age_base = 0  # its pool's search count when it became free
 

@@ -89,7 +89,6 @@ class CachingAllocator:
         self._pending: dict[int, Block] = {}  # freed, but another stream still uses them
         self._uses: dict[int, deque[tuple[StreamUse, Block]]] = {}  # by stream, in the order of the events
         self._deferred: list[Block] = []  # freed during a capture: their events wait for its end
-        self._capture_users: dict[int, dict[int, None]] = {}  # uses recorded during a capture, by block address
         self.allowed_bytes: int | None = None
         self._expandable = ExpandableSegments(self.device, self._ledger, 0)
         self.reconfigure(AllocatorConfig() if config is None else config)
@@ -192,9 +191,7 @@ class CachingAllocator:
             return
         if block.users is None:
             block.users = {}
-        block.users[stream] = None
-        if self._capturing:
-            self._capture_users.setdefault(address, {})[stream] = None
+        block.users[stream] = block.users.get(stream, False) or self._capturing > 0
 
     def empty_cache(self, pool_id: PoolId = COMMON_POOL) -> None:
         """Wait for all streams and give back all cached memory that is whole (``torch.cuda.empty_cache``)."""
@@ -265,8 +262,7 @@ class CachingAllocator:
         deferred, self._deferred = self._deferred, []
         for block in deferred:
             # What was recorded during the capture is over with it.
-            during = self._capture_users.pop(block.address, {})
-            block.users = {stream: None for stream in block.users or {} if stream not in during}
+            block.users = {stream: False for stream, captured in (block.users or {}).items() if not captured}
             self._insert_events(block)
             if block.events == 0:
                 self._return_pending(block)
@@ -325,13 +321,19 @@ class CachingAllocator:
             pool_id = next(
                 (capture.pool_id for capture in reversed(self._captures) if capture.accepts(stream)), COMMON_POOL
             )
+        return self.pool_for_size(size, pool_id)
+
+    def pool_for_size(self, size: int, pool_id: PoolId) -> BlockPool:
+        """The free lists that serve a request of ``size`` (rounded) bytes."""
         return self.pool(pool_id, small=size <= SMALL_SIZE)
 
     def pool(self, pool_id: PoolId, *, small: bool) -> BlockPool:
         """The free lists of a pool; a private pool that is not known yet is made."""
         if pool_id == COMMON_POOL:
             return self._small if small else self._large
-        private = self._private.setdefault(pool_id, PrivatePool(pool_id))
+        private = self._private.get(pool_id)
+        if private is None:
+            private = self._private[pool_id] = PrivatePool(pool_id)
         return private.small if small else private.large
 
     # cached blocks
@@ -526,6 +528,38 @@ class CachingAllocator:
     def unmap_block(self, block: Block) -> None:
         """Give the whole pages within a free expandable block back."""
         self._expandable.unmap(block)
+
+    # states that did not come about here
+
+    def adopt(self, block: Block, *, allocated: bool = False, pending: bool = False) -> None:
+        """Take in a block whose neighbours are linked already: handed out, waiting, free or unmapped."""
+        if not block.mapped:
+            block.pool.add_unmapped(block)
+            return
+        ledger = self._ledger
+        ledger.reserved += block.size
+        ledger.peak_reserved = max(ledger.peak_reserved, ledger.reserved)
+        if not allocated and not pending:
+            block.pool.add(block)
+            return
+        ledger.hand_out(block.size, block.requested)
+        block.allocated = True
+        self._live[block.address] = block
+        if pending:
+            self.hold(block.address)
+
+    def place(self, block: Block, size: int, nbytes: int) -> None:
+        """Hand out the first ``size`` bytes of a free block, wherever the rules would have gone."""
+        block.pool.forget(block)
+        if block.size > size:
+            rest = Block(block.address + size, block.size - size, block.stream, block.pool, block.virtual)
+            rest.link(block, block.next)
+            block.pool.add(rest)
+            block.size = size
+        block.allocated = True
+        block.requested = nbytes
+        self._live[block.address] = block
+        self._ledger.hand_out(size, nbytes)
 
     # what is there
 

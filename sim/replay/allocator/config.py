@@ -37,7 +37,6 @@ class AllocatorConfig:
     roundup_power2_divisions: tuple[int, ...] = NO_ROUNDUP
     large_segment_size: int = LARGE_BUFFER
     per_process_memory_fraction: float = 1.0
-    throw_on_cudamalloc_oom: bool = False
     without_effect: tuple[str, ...] = ()
 
 
@@ -65,6 +64,7 @@ class _Parser:
         self._place = 0
         self._config = AllocatorConfig()
         self._ignored: list[str] = []
+        self._at_least_large: dict[str, int] = {}  # sizes in MiB that large_segment_size_mb must not exceed
         self._readers: dict[str, Callable[[str], None]] = {
             "max_split_size_mb": self._read_max_split_size,
             "max_non_split_rounding_mb": self._read_max_non_split_rounding,
@@ -73,8 +73,8 @@ class _Parser:
             "expandable_segments": self._read_expandable_segments,
             "large_segment_size_mb": self._read_large_segment_size,
             "per_process_memory_fraction": self._read_memory_fraction,
-            "throw_on_cudamalloc_oom": self._read_throw_on_oom,
             "backend": self._read_backend,
+            "throw_on_cudamalloc_oom": self._skip_bool,
             "release_lock_on_cudamalloc": self._skip_bool,
             "release_lock_on_hipmalloc": self._skip_bool,
             "pinned_use_cuda_host_register": self._skip_bool,
@@ -102,17 +102,10 @@ class _Parser:
 
     def _check_against_large_segment(self) -> None:
         # PyTorch reads large_segment_size_mb first, wherever it stands, and holds the other sizes against it.
-        large = self._config.large_segment_size
-        for key, size in (
-            ("max_split_size_mb", self._config.max_split_size),
-            ("max_non_split_rounding_mb", self._config.max_non_split_rounding),
-        ):
-            given = key != "max_non_split_rounding_mb" or size != LARGE_BUFFER
-            if size is not None and given and size < large:
-                raise UserError(
-                    f"{key}:{size // MIB} is too small: it must be at least {large // MIB}, "
-                    "the size of a large segment in MiB"
-                )
+        least = self._config.large_segment_size // MIB
+        for key, value in self._at_least_large.items():
+            if value < least:
+                raise UserError(f"{key}:{value} is too small: it must be at least {least}, a large segment in MiB")
 
     # places and tokens
 
@@ -153,12 +146,11 @@ class _Parser:
     # keys that decide addresses
 
     def _read_max_split_size(self, key: str) -> None:
-        self._config = dataclasses.replace(self._config, max_split_size=self._integer(key) * MIB)
+        value = self._at_least_large[key] = self._integer(key)
+        self._config = dataclasses.replace(self._config, max_split_size=value * MIB)
 
     def _read_max_non_split_rounding(self, key: str) -> None:
-        value = self._integer(key)
-        if value * MIB < LARGE_BUFFER:
-            raise UserError(f"{key}:{value} is too small: it must be at least {LARGE_BUFFER // MIB}")
+        value = self._at_least_large[key] = self._integer(key)
         self._config = dataclasses.replace(self._config, max_non_split_rounding=value * MIB)
 
     def _read_large_segment_size(self, key: str) -> None:
@@ -181,9 +173,6 @@ class _Parser:
 
     def _read_expandable_segments(self, key: str) -> None:
         self._config = dataclasses.replace(self._config, expandable_segments=self._bool(key))
-
-    def _read_throw_on_oom(self, key: str) -> None:
-        self._config = dataclasses.replace(self._config, throw_on_cudamalloc_oom=self._bool(key))
 
     def _read_backend(self, key: str) -> None:
         token = self._next("a backend", key)
