@@ -90,6 +90,7 @@ class CachingAllocator:
         self._uses: dict[int, deque[tuple[StreamUse, Block]]] = {}  # by stream, in the order of the events
         self._deferred: list[Block] = []  # freed during a capture: their events wait for its end
         self.allowed_bytes: int | None = None
+        self._ages_count = False
         self._expandable = ExpandableSegments(self.device, self._ledger, 0)
         self.reconfigure(AllocatorConfig() if config is None else config)
         self.set_memory_fraction(self.config.per_process_memory_fraction)
@@ -104,6 +105,7 @@ class CachingAllocator:
         self._max_split = _NEVER if config.max_split_size is None else config.max_split_size
         self._expanding = config.expandable_segments
         self._expandable.large_page = config.large_segment_size
+        self._ages_count = self._collects()
         # should_split: what must remain of a large block; blocks of the small pool and, with expandable
         # segments on, all blocks are split down to 512 bytes whatever max_split_size_mb says (since 2.1).
         self._large_remainder = MIN_BLOCK_SIZE if config.expandable_segments else SMALL_SIZE + 1
@@ -117,14 +119,31 @@ class CachingAllocator:
         if not 0.0 <= fraction <= 1.0:
             raise UserError(f"a memory fraction of {fraction} is not possible: give one in 0 to 1")
         self.allowed_bytes = int(fraction * self.device.total_bytes) if fraction < 1.0 else None
-        self._ages_count = self.allowed_bytes is not None
+        self._ages_count = self._collects()
+
+    def _collects(self) -> bool:
+        return self.allowed_bytes is not None and self.config.garbage_collection_threshold > 0.0
+
+    def count_ages(self) -> None:
+        """Count how long blocks stay free though nothing is collected here: for a recording that may collect."""
+        self._ages_count = True
 
     # the program's requests
 
-    def malloc(self, nbytes: int, stream: int = 0, pool_id: PoolId | None = None) -> Allocation:
+    def malloc(
+        self,
+        nbytes: int,
+        stream: int = 0,
+        pool_id: PoolId | None = None,
+        *,
+        search: bool = True,
+        release: bool = True,
+    ) -> Allocation:
         """Memory for ``nbytes`` bytes used on ``stream``.  0 bytes are address 0, as in PyTorch.
 
-        ``pool_id`` names the pool instead of what captures under way say.  Raises
+        ``pool_id`` names the pool instead of what captures under way say; without ``search`` cached blocks are
+        passed over (a request that failed once and waited for all streams does not search again), and without
+        ``release`` nothing cached is given back for it (as while a graph is captured).  Raises
         :class:`~sim.replay.allocator.oom.OutOfMemoryError`, and UserError for a negative size.
         """
         if nbytes <= 0 or nbytes >= LARGEST_REQUEST:
@@ -136,9 +155,11 @@ class CachingAllocator:
             pool = self._small if size <= SMALL_SIZE else self._large
         else:
             pool = self._pool_for(size, stream, pool_id)
-        block = self._cached(pool, stream, size)
+        if self._ages_count:
+            pool.searches += 1
+        block = self._cached(pool, stream, size) if search else None
         if block is None:
-            block = self._uncached(pool, stream, size, nbytes)
+            block = self._uncached(pool, stream, size, nbytes, release=release and not self._capturing)
         address = block.address
         remaining = block.size - size
         if remaining >= MIN_BLOCK_SIZE and (
@@ -223,6 +244,8 @@ class CachingAllocator:
         for queue in uses.values():
             for _, block in queue:
                 self._end_use(block)
+        for block in list(self._pending.values()):  # held, without uses of their own
+            self._return_pending(block)
 
     def hold(self, address: int) -> None:
         """Free a block that stays in use elsewhere until :meth:`finish_pending`: what a recording tells."""
@@ -340,22 +363,13 @@ class CachingAllocator:
 
     def _cached(self, pool: BlockPool, stream: int, size: int) -> Block | None:
         """The best fitting cached block, taken out of its list (``get_free_block``)."""
-        if self._ages_count and self.config.garbage_collection_threshold > 0.0:
-            pool.searches += 1
-        free = pool.free.get(stream)
-        if free is None:
-            return None
-        block = self._best_fit(pool, stream, size)
+        block = self.best_fit(pool, stream, size)
         if block is not None:
-            block.idle = False
-            free.remove(block)
+            pool.forget(block)
         return block
 
     def best_fit(self, pool: BlockPool, stream: int, size: int) -> Block | None:
         """The block a request of ``size`` (rounded) bytes would be given from the cache, left where it is."""
-        return self._best_fit(pool, stream, size)
-
-    def _best_fit(self, pool: BlockPool, stream: int, size: int) -> Block | None:
         free = pool.free.get(stream)
         block = None if free is None else free.first_from(size << ADDRESS_BITS)
         if block is None:
@@ -399,14 +413,14 @@ class CachingAllocator:
 
     # new memory
 
-    def _uncached(self, pool: BlockPool, stream: int, size: int, nbytes: int) -> Block:
+    def _uncached(self, pool: BlockPool, stream: int, size: int, nbytes: int, *, release: bool) -> Block:
         """Memory from the device, giving back cached memory where the device has no more (``malloc``)."""
-        if self._ages_count and self.config.garbage_collection_threshold > 0.0:
+        if self._collects():
             self._collect_garbage()
         block = self._from_device(pool, stream, size)
         if block is None and self._max_split != _NEVER and self._release_oversize(pool, stream, size):
             block = self._from_device(pool, stream, size)
-        if block is None and not self._capturing:
+        if block is None and release:
             self._release_cached(COMMON_POOL)
             self._ledger.retries += 1
             block = self._from_device(pool, stream, size)
@@ -577,13 +591,15 @@ class CachingAllocator:
     def reset_peaks(self) -> None:
         self._ledger.reset_peaks()
 
+    def pools(self) -> tuple[BlockPool, ...]:
+        """All pools: the common ones, then the private ones in the order they were made."""
+        private = (part for pool in self._private.values() for part in (pool.small, pool.large))
+        return (self._small, self._large, *private)
+
     def blocks(self) -> Iterator[Block]:
         """Every block there is, unmapped ranges included, in no particular order."""
-        for pool in (self._small, self._large):
+        for pool in self.pools():
             yield from _all_blocks(pool)
-        for private in self._private.values():
-            yield from _all_blocks(private.small)
-            yield from _all_blocks(private.large)
         yield from self._live.values()
         yield from self._pending.values()
 

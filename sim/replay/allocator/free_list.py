@@ -116,6 +116,10 @@ class FreeList(KeyedBlocks):
     def remove(self, block: Block) -> None:
         self.delete(block.size << ADDRESS_BITS | block.address)
 
+    def find(self, size: int, address: int) -> Block | None:
+        """The free block of exactly this size and address."""
+        return self._blocks.get(size << ADDRESS_BITS | address)
+
 
 class AddressList(KeyedBlocks):
     """Blocks ordered by address alone: the unmapped ranges of one pool on one stream."""

@@ -108,7 +108,7 @@ class _Scan:
     def _wrong(self, event: TraceEvent, problem: str) -> InputError:
         return InputError(
             self._path,
-            f"device_traces[{self._device}][{event.index}] ({event.action} {event.address:#x}): {problem}",
+            f"device_traces[{self._device}][{event.position}] ({event.action} {event.address:#x}): {problem}",
         )
 
     def _alloc(self, event: TraceEvent) -> None:
@@ -177,7 +177,7 @@ class _Backwards:
         self._path = path
         self._memory = Intervals()
         self._kinds: list[SegmentView] = []  # the same ranges with their streams and pools
-        self._allocated = sorted((e.address, e.index, e.size) for e in history.events if e.action == "alloc")
+        self._allocated = sorted((e.address, e.position, e.size) for e in history.events if e.action == "alloc")
 
     def state(self) -> tuple[SegmentView, ...] | None:
         if not self._undo_segments():
@@ -188,7 +188,7 @@ class _Backwards:
                     return None
                 raise InputError(
                     self._path,
-                    f"device_traces[{self._recording.device}][{event.index}] ({event.action} {event.address:#x}): "
+                    f"device_traces[{self._recording.device}][{event.position}] ({event.action} {event.address:#x}): "
                     "a free of an unknown address: no event allocates it and it lies in no segment",
                 )
         return self._segments()
@@ -292,7 +292,7 @@ class _Backwards:
 
     def _first_use_behind(self, address: int, size: int) -> int | None:
         """A larger size that the events give away: an allocation right behind the block while it was there."""
-        freed = self._history.old_frees[address].index
+        freed = self._history.old_frees[address].position
         low, high = address + size, address + size + SMALL_SIZE
         near = self._allocated[bisect_left(self._allocated, (low,)) : bisect_left(self._allocated, (high + 1,))]
         uses = [(index, at) for at, index, _ in near if index < freed]

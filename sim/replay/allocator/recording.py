@@ -42,7 +42,7 @@ _HOW_TO_RECORD = (
 class TraceEvent(NamedTuple):
     """One entry of a history.  Bytes; for an oom event ``address`` is what the device had free."""
 
-    index: int
+    position: int
     action: str
     address: int
     size: int
@@ -171,10 +171,10 @@ class _Checked:
                 continue
             key = "device_free" if action == "oom" and "device_free" in entry else "addr"
             address, size, stream = entry.get(key), entry.get("size"), entry.get("stream", 0)
-            if type(address) is int and type(size) is int and type(stream) is int:
-                if size >= 0 and 0 <= address < _ADDRESSES:
-                    yield TraceEvent(index, action, address, size, stream, self._pool_of(entry, f"{place}[{index}]"))
-                    continue
+            whole = type(address) is int and type(size) is int and type(stream) is int
+            if whole and size >= 0 and 0 <= address < _ADDRESSES:
+                yield TraceEvent(index, action, address, size, stream, self._pool_of(entry, f"{place}[{index}]"))
+                continue
             self._bad_event(f"{place}[{index}]", action, {key: address, "size": size, "stream": stream})
 
     def _bad_action(self, place: str, entry: object, action: object) -> None:
@@ -251,7 +251,9 @@ class _Checked:
                 continue
             state = _STATES.get(str(block.get("state")))
             if state is None:
-                self._problems.append(f"{where}: state {block.get('state')!r}: {nearest(str(block.get('state')), _STATES)}")
+                self._problems.append(
+                    f"{where}: state {block.get('state')!r}: {nearest(str(block.get('state')), _STATES)}"
+                )
                 continue
             size = self._integer(block, "size", where)
             requested = self._integer(block, "requested_size", where, size) if state != "inactive" else 0

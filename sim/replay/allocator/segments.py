@@ -13,7 +13,7 @@ from typing import Literal
 from sim.replay.allocator.blocks import Block
 from sim.replay.allocator.caching import CachingAllocator
 from sim.replay.allocator.expandable import VirtualRange
-from sim.replay.allocator.pools import COMMON_POOL, PoolId
+from sim.replay.allocator.pools import COMMON_POOL, BlockPool, PoolId
 from sim.replay.allocator.rounding import SMALL_BUFFER
 
 BlockState = Literal["active_allocated", "active_pending_free", "inactive"]
@@ -124,3 +124,26 @@ def _adopt_row(allocator: CachingAllocator, row: Sequence[tuple[Block, BlockView
     for block, part in row:
         state = "inactive" if part is None else part.state
         allocator.adopt(block, allocated=state == "active_allocated", pending=state == "active_pending_free")
+
+
+def extend_range(pool: BlockPool, stream: int, address: int) -> None:
+    """Let an expandable segment that was taken over begin at a lower address, with unmapped pages."""
+    for block in pool.unmapped.get(stream, ()):
+        virtual = block.virtual
+        if virtual is None or virtual.address <= address:
+            continue
+        head = block
+        while head.previous is not None:
+            head = head.previous
+        gained = virtual.address - address
+        if head.mapped:
+            below = Block(address, gained, stream, pool, virtual)
+            below.mapped = False
+            below.link(None, head)
+        else:
+            below = head
+            pool.forget(below)
+            below.address, below.size = address, below.size + gained
+        pool.add_unmapped(below)
+        virtual.address, virtual.size = address, virtual.size + gained
+        return
