@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -192,6 +193,9 @@ def main(args: Sequence[str] | None = None) -> None:
         click.echo(error.format_message())
     except click.Abort:
         sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone: nothing more to say, and nothing to complain of.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (click.ClickException, UserError) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"tracesim: error: {' '.join(message.split())}", err=True)
