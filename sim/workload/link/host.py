@@ -91,11 +91,11 @@ def _line(lane: int, events: list[HostEvent], calls: Iterable[RuntimeEvent]) -> 
         call = Call(lane, event)
         call.op = stack[-1] if stack else None
         line.calls.append(call)
-    line.busy = _union([(op.start_ns, op.end_ns) for op in ops], [(c.start, c.end) for c in line.calls])
+    line.busy = union([(op.start_ns, op.end_ns) for op in ops], [(c.start, c.end) for c in line.calls])
     return line
 
 
-def _union(first: list[tuple[int, int]], second: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def union(first: list[tuple[int, int]], second: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The times covered by either list, as intervals that do not touch."""
     joined: list[tuple[int, int]] = []
     begin, end = 0, -1
