@@ -25,6 +25,7 @@ def thread_lines(trace: KinetoTrace) -> list[ThreadLine]:
 
 
 def thread_lanes(trace: KinetoTrace) -> list[Lane]:
+    """The lanes of the threads, in the trace's order."""
     return [Lane("thread", thread.tid, thread.name) for thread in trace.threads]
 
 
@@ -43,9 +44,9 @@ def steps(trace: KinetoTrace, main: int) -> list[HostEvent]:
     """The main thread's ProfilerStep regions, in order; one that begins inside another is no step."""
     found: list[HostEvent] = []
     for event in trace.host:
-        if event.thread == main and event.annotation and event.name.startswith(STEP):
-            if not found or event.start_ns >= found[-1].end_ns:
-                found.append(event)
+        marked = event.thread == main and event.annotation and event.name.startswith(STEP)
+        if marked and (not found or event.start_ns >= found[-1].end_ns):
+            found.append(event)
     return found
 
 

@@ -25,7 +25,9 @@ SYNC_STREAM = frozenset({"StreamSynchronize"})
 SYNC_EVENT = frozenset({"EventSynchronize"})
 # Releasing memory synchronises the device implicitly (CUDA C programming guide, "Implicit synchronization").
 RELEASES = frozenset({"Free", "FreeHost", "HostFree", "FreeArray", "HostUnregister", "ModuleUnload"})
-ALLOCATES = frozenset({"Malloc", "HostAlloc", "MallocHost", "HostMalloc", "HostRegister", "MallocPitch", "MallocManaged"})
+ALLOCATES = frozenset(
+    {"Malloc", "HostAlloc", "MallocHost", "HostMalloc", "HostRegister", "MallocPitch", "MallocManaged"}
+)
 COPIES_WAITING = frozenset({"Memcpy", "Memcpy2D", "MemcpyHtoD", "MemcpyDtoH", "MemcpyDtoD", "MemcpyWithStream",
                             "MemcpyToSymbol", "MemcpyFromSymbol"})  # fmt: skip
 QUERIES = frozenset({"EventQuery", "StreamQuery"})
@@ -86,8 +88,7 @@ def _stream_work(lines: RankLines, call: Call, sync: SyncEvent | None, last_stre
     fitting = [
         (node.end, stream is last_stream, node)
         for stream in lines.streams.values()
-        if (node := stream.last_launched_before(call.start)) is not None
-        and node.end <= call.end + CLOCK_TOLERANCE_NS
+        if (node := stream.last_launched_before(call.start)) is not None and node.end <= call.end + CLOCK_TOLERANCE_NS
     ]
     waited = [f for f in fitting if f[0] > call.start]
     own = [f for f in fitting if f[1]]
