@@ -32,6 +32,9 @@ class Machine:
         self.correlation = 1000
         self.number = 0
         self.step_began: float | None = None
+        self.arrivals: list[float] = []
+        self.meetings: list[float] = []
+        self.clock_ahead = 0.0
 
     # -- what the program does ---------------------------------------------------------------------------------
 
@@ -108,6 +111,20 @@ class Machine:
         self.clock[self.thread] = ready + LAUNCH * self.host
         self._runtime("cudaGraphLaunch", begin)
 
+    def all_reduce(self, elements: int, us: float) -> None:
+        """An all_reduce on the communication stream: it ends ``us`` after the last rank's arrival."""
+        begin = self.clock[self.thread]
+        self.wait_event(20, 7)
+        begin_call, ready = self._enter(20)
+        start = self._start(20, ready)
+        place = len(self.arrivals)
+        self.arrivals.append(start)
+        last = max(start, self.meetings[place]) if place < len(self.meetings) else start
+        name = "ncclKernel_AllReduce_RING_LL_Sum_float(ncclDevComm*, unsigned long, ncclWork*)"
+        self._ran("cudaLaunchKernel", begin_call, ready, "kernel", name, start, last - start + us * self.kernels, 20)
+        shape = {"Input Dims": [[elements]], "Input type": ["float"]}
+        self._complete("user_annotation", "nccl:all_reduce", begin, self.clock[self.thread], shape)
+
     def backward(self) -> Backward:
         """``with machine.backward():`` the autograd thread works, the main thread waits for it."""
         return Backward(self)
@@ -169,7 +186,7 @@ class Machine:
             {
                 "ph": "X", "cat": category, "name": name, "pid": pid,
                 "tid": (f"stream {tid}" if pid == 0 else str(tid)) if self.old else tid,
-                "ts": begin, "dur": end - begin, "args": args,
+                "ts": begin + self.clock_ahead, "dur": end - begin, "args": args,
             }
         )  # fmt: skip
 

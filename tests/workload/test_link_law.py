@@ -127,6 +127,36 @@ def cuda_graph(m: Machine) -> None:
         m.think(50)
 
 
+def two_streams(m: Machine) -> None:
+    """Forward in halves on two compute streams, joined by events."""
+    for _ in range(3):
+        m.begin_step()
+        for _ in range(20):
+            m.wait_event(24, 7)
+            m.op("mm", 10, 120, stream=24)
+            m.op("mm", 10, 60)
+            m.wait_event(7, 24)
+            m.op("add", 10, 15)
+        m.synchronize("cudaStreamSynchronize", 7)
+        m.end_step()
+        m.think(50)
+
+
+def sharded(m: Machine) -> None:
+    """As FSDP: the weights of the next layer are gathered while this one computes."""
+    for _ in range(3):
+        m.begin_step()
+        for _ in range(16):
+            m.wait_event(20, 7)
+            m.launch(150, 20, "ncclDevKernel_AllGather_RING_LL(ncclDevKernelArgsStorage<4096ul>)")
+            m.wait_event(7, 20)
+            for _ in range(4):
+                m.op("mm", 20, 70)
+        m.synchronize("cudaDeviceSynchronize")
+        m.end_step()
+        m.think(50)
+
+
 def polling(m: Machine) -> None:
     for _ in range(3):
         m.begin_step()
@@ -139,7 +169,7 @@ def polling(m: Machine) -> None:
 
 PROGRAMS = [
     host_bound, queue_full, item_each_step, device_synchronize, communication, prefetch, pageable_input, cuda_graph,
-    polling,
+    polling, two_streams, sharded,
 ]  # fmt: skip
 
 
@@ -161,3 +191,53 @@ def test_one_trace_predicts_the_others(program: Program, old: bool, tmp_path: Pa
         assert sum(predicted) == pytest.approx(sum(truth), rel=0.02), (kernels, host, predicted, truth)
         for a, b in zip(predicted, truth, strict=True):
             assert a == pytest.approx(b, rel=0.05), (kernels, host, predicted, truth)
+
+
+def train_together(m: Machine) -> None:
+    """Data parallel: rank r thinks longer before each step, so the others wait for it in the first all_reduce."""
+    assert m.rank is not None
+    for step in range(3):
+        m.begin_step()
+        m.think(200 + 300 * ((m.rank + step) % m.world))
+        for _ in range(20):
+            m.op("mm", 20, 40)
+        with m.backward():
+            for i in range(20):
+                m.op("mm", 20, 80)
+                if i % 10 == 9:
+                    m.all_reduce(1000 + i, 400)
+            m.wait_event(7, 20)
+        for _ in range(3):
+            m.op("_foreach_add_", 30, 60)
+        m.copy(2, "DtoH (Device -> Pageable)")
+        m.end_step()
+        m.think(50)
+
+
+def run_together(world: int, kernels: float = 1.0, host: float = 1.0) -> list[Machine]:
+    """All ranks, again and again until nobody arrives at a collective later than the others knew."""
+    meetings: list[float] = []
+    while True:
+        machines = [Machine(kernels, host, rank=rank, world=world) for rank in range(world)]
+        for machine in machines:
+            machine.meetings = meetings
+            machine.clock_ahead = 7_000_000.0 * machine.rank  # type: ignore[operator]
+            train_together(machine)
+        latest = [max(arrivals) for arrivals in zip(*(m.arrivals for m in machines), strict=True)]
+        if latest == meetings:
+            return machines
+        meetings = latest
+
+
+@pytest.mark.parametrize(("kernels", "host"), [(1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.5)])
+def test_ranks_with_clocks_of_their_own_meet_in_collectives(kernels: float, host: float, tmp_path: Path) -> None:
+    for machine in run_together(4):
+        machine.write(tmp_path / f"rank{machine.rank}.pt.trace.json")
+    linked = link_traces(read_traces([tmp_path]))
+    assert linked.graph.groups == {"world": ((0, 1, 2, 3),)}
+    assert not linked.graph.warnings
+    predicted = steps(linked.graph, replay(scaled(linked.graph, kernels, host)))
+    for machine in run_together(4, kernels, host):
+        assert machine.rank is not None
+        times = [ns / 1000 for _, ns in predicted[machine.rank]]
+        assert times == pytest.approx(machine.step_times(), rel=0.03)
