@@ -73,7 +73,8 @@ def link_traces(traces: list[KinetoTrace]) -> Linked:
             f"{len(missing)} ranks are not among the traces ({_some(missing)}): their part in collectives is taken"
             f" from the ranks that are there"
         )
-    warnings += _told([job.lines for job in jobs])
+    warnings += ranks.missing_steps(lines, [job.steps for job in jobs])
+    warnings += _told(lines)
     graph = OpGraph(
         name=name,
         programs=programs,
@@ -144,6 +145,7 @@ class _Rank:
         handoff.find_handoffs(lines)
         streamwaits.find_stream_waits(lines)
         device.settle_starts(lines)
+        steps.count_cut(lines, self.steps)
         self.nodes = program.in_order(lines)
         program.settle_threads(lines)
 

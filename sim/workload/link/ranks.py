@@ -192,3 +192,15 @@ def missing_ranks(lines: list[RankLines], groups: dict[str, tuple[int, ...]]) ->
     """Ranks that took part in the job's collectives and whose traces are not there."""
     present = {line.rank for line in lines}
     return sorted({member for members in groups.values() for member in members} - present)
+
+
+def missing_steps(lines: list[RankLines], steps: list[list[StepSpan]]) -> list[str]:
+    """Which steps some ranks have and others have not."""
+    names = [[step.name for step in rank_steps] for rank_steps in steps]
+    every = dict.fromkeys(name for rank_names in names for name in rank_names)
+    told = []
+    for name in every:
+        without = [line.rank for line, rank_names in zip(lines, names, strict=True) if name not in rank_names]
+        if without:
+            told.append(f"{name} is not in the trace of rank {_list(without)}")
+    return told
