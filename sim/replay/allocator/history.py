@@ -43,6 +43,20 @@ class History:
         """Whether nothing in it needs memory from before its first event."""
         return not (self.old_frees or self.old_allocations or self.old_releases)
 
+    def refuse_unknown_frees(self, device: int, path: str) -> None:
+        """Where nothing else is older than the recording, a free of what it never allocated is a mistake."""
+        if self.old_frees and not self.old_allocations and not self.old_releases:
+            raise unknown_free(path, device, next(iter(self.old_frees.values())), "no event allocates it")
+
+
+def unknown_free(path: str, device: int, event: TraceEvent, why: str) -> InputError:
+    """The error for a free of an address that nothing accounts for."""
+    return InputError(
+        path,
+        f"device_traces[{device}][{event.position}] ({event.action} {event.address:#x}): "
+        f"a free of an unknown address: {why}",
+    )
+
 
 def with_both_frees(events: tuple[TraceEvent, ...]) -> tuple[TraceEvent, ...]:
     """The events, with the half of every free that ``skip_actions`` left out of the recording (since 2.10)."""
@@ -186,11 +200,8 @@ class _Backwards:
             if event.address not in self._memory:
                 if not self._recording.segments:
                     return None
-                raise InputError(
-                    self._path,
-                    f"device_traces[{self._recording.device}][{event.position}] ({event.action} {event.address:#x}): "
-                    "a free of an unknown address: no event allocates it and it lies in no segment",
-                )
+                why = "no event allocates it and it lies in no segment"
+                raise unknown_free(self._path, self._recording.device, event, why)
         return self._segments()
 
     def _undo_segments(self) -> bool:

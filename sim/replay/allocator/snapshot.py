@@ -37,11 +37,15 @@ def replay_device(recording: DeviceRecording, whole: Recording) -> SnapshotRepla
     """Replay the history of one device."""
     history = read_history(recording, whole.path)
     old_segments = any(view.address not in history.born for view in recording.segments)
+    if not old_segments:
+        history.refuse_unknown_frees(recording.device, whole.path)
     if history.complete and not old_segments:
         return DeviceReplay(recording, history, whole, (), complete=True).run()
     start = start_state(recording, history, whole.config, whole.path)
+    known = None
     if start is not None:
-        replay = DeviceReplay(recording, history, whole, start, complete=True).run()
-        if replay.exact:
-            return replay
-    return DeviceReplay(recording, history, whole, (), complete=False).run()
+        known = DeviceReplay(recording, history, whole, start, complete=True).run()
+        if known.exact:
+            return known
+    born_only = DeviceReplay(recording, history, whole, (), complete=False).run()
+    return born_only if known is None or born_only.exact else known

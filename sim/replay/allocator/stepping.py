@@ -101,6 +101,9 @@ class DeviceReplay:
             self._allocator.count_ages()
         self._ages_known = complete and not start
         self._pressed: bool | None = None  # see _under_pressure
+        kinds = {event.action == "segment_map" for event in self._events if event.action in _REQUESTS}
+        kinds.update(view.expandable for view in (*recording.segments, *start) if view.pool_id == COMMON_POOL)
+        self._mixed = len(kinds) == 2  # segments of both kinds: expandable_segments may have been switched
         self._known = Intervals()  # memory whose blocks are known here
         self._complete = complete
         self._elsewhere: set[int] = set()  # blocks in memory that is not known
@@ -209,6 +212,8 @@ class DeviceReplay:
 
     def _serve(self, event: TraceEvent) -> None:
         """A request, with the memory asked of the device before it."""
+        if event.action == "segment_map" and not self._complete:
+            return self._unknown_pages(event)
         target = self._target()
         if target is None:
             return self._orphan(event)
@@ -232,6 +237,11 @@ class DeviceReplay:
         self._place = target + 1
         self._weigh()
         return None
+
+    def _unknown_pages(self, event: TraceEvent) -> None:
+        """Pages of an expandable segment whose other pages are not known: free blocks reach across them."""
+        self._counts["not_predictable"] += 1
+        self._place += 1
 
     def _malloc(self, request: TraceEvent, pool_id: PoolId, *, search: bool) -> Allocation | None:
         try:
@@ -280,8 +290,22 @@ class DeviceReplay:
         if pool_id == COMMON_POOL and event.action in _REQUESTS:
             expanding = event.action == "segment_map"
             if expanding != config.expandable_segments:
-                self._allocator.reconfigure(dataclasses.replace(config, expandable_segments=expanding))
-                self._note("expandable_segments was switched during the recording, as its requests show")
+                self._switch()
+        elif self._mixed and event.action == "alloc" and not self._serves(event, pool_id):
+            self._switch()
+            if not self._serves(event, pool_id):
+                self._switch()
+
+    def _switch(self) -> None:
+        config = self._allocator.config
+        self._allocator.reconfigure(dataclasses.replace(config, expandable_segments=not config.expandable_segments))
+        self._note("expandable_segments was switched during the recording, as its requests show")
+
+    def _serves(self, request: TraceEvent, pool_id: PoolId) -> bool:
+        """Whether the cache, with the settings as they are, would answer with the recorded address."""
+        pool = self._allocator.pool_for_size(self._rounded(request), pool_id)
+        block = self._allocator.best_fit(pool, request.stream, self._rounded(request))
+        return block is not None and block.address == request.address
 
     def _follow_range(self, event: TraceEvent, pool_id: PoolId, request: TraceEvent) -> None:
         """Pages mapped below all that is known of a range: its start was unmapped when the recording began."""
