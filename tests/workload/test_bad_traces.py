@@ -183,12 +183,12 @@ def test_ranks_that_disagree_about_a_collective(tmp_path: Path) -> None:
                 event["args"]["Input Dims"] = [[999]]
         machine.write(tmp_path / f"rank{rank}.pt.trace.json")
     # 1,000 and 999 floats of 4 bytes
-    with pytest.raises(UserError, match="ranks 0 and 1 disagree about collective 0 .* 4000 bytes and .* 3996 bytes"):
+    with pytest.raises(UserError, match=r"ranks 0 and 1 disagree about collective 0 .* 4000 bytes and .* 3996 bytes"):
         link_traces(read_traces([tmp_path]))
 
 
 _values = st.one_of(
-    st.none(), st.integers(-(10**30), 10**30), st.floats(), st.text(max_size=3), st.booleans(), st.just([]), st.just({})
+    st.none(), st.integers(-(10**30), 10**30), st.floats(), st.text(max_size=3), st.booleans(), st.just([])
 )
 _damage = st.lists(
     st.tuples(
