@@ -58,7 +58,7 @@ def workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     out = folder / "opt.workload.json.gz"
-    main(["synth", str(folder), "--batch", "2", "--seq", "16", "--parallel", "tp=2", "--out", str(out)])
+    main(["synth", str(folder), "--batch", "64", "--seq", "64", "--parallel", "tp=2", "--out", str(out)])
     return out
 
 
@@ -70,9 +70,9 @@ def test_replay_json_keeps_its_contract(run: Run, workload: Path) -> None:
     assert sum(told["breakdown_ms"].values()) == pytest.approx(told["step_ms"])
     assert set(told["breakdown_ms"]) == {"compute", "exposed_communication", "exposed_memcpy", "idle"}
     assert [rank["device"] for rank in told["ranks"]] == ["gpu0", "gpu1"]
-    # Two all-reduces a layer, two layers, of 2 x 16 x 64 halves.
+    # Two all-reduces a layer, two layers, of 64 x 64 x 64 halves.
     (row,) = told["collectives"]
-    assert (row["kind"], row["bytes"], row["ranks"], row["count"]) == ("all_reduce", 4096, 2, 4)
+    assert (row["kind"], row["bytes"], row["ranks"], row["count"]) == ("all_reduce", 524288, 2, 4)
     assert told["measured_step_ms"] is None and told["measured_steps_ms"] is None
     assert told["out_of_memory"] is False
     assert told["peak_reserved_bytes"] >= told["peak_allocated_bytes"] > 0
@@ -98,7 +98,7 @@ def test_ranks_go_onto_the_gpus_that_are_named(run: Run, workload: Path) -> None
 
 def test_a_slower_link_is_a_slower_step(run: Run, workload: Path) -> None:
     steps = []
-    for value in (24, 0.001):
+    for value in (24, 2):
         setting = f"links.pcie.bandwidth_gb_s={value}"
         _, out, _ = run("replay", workload, "--topology", "a5000x8", "--set", setting, "--json", "-")
         steps.append(json.loads(out)["step_ms"])

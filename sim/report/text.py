@@ -156,6 +156,8 @@ def _times(summary: Summary, console: Console) -> None:
 def _measured(summary: Summary) -> Text:
     if summary.measured_step_ms is not None and summary.step_error is not None:
         return Text(f"measured {_ms(summary.measured_step_ms)} ms, error {_signed(summary.step_error)}")
+    if summary.measured_step_ms is not None:
+        return Text(f"{_ms(summary.measured_step_ms)} ms on {summary.measured_on}")
     if summary.measured_trace_ms is not None:
         return Text(f"measured trace {_ms(summary.measured_trace_ms)} ms")
     return Text("")
