@@ -74,7 +74,7 @@ def kernel_cost(work: Work, device: DeviceProfile) -> KernelCost:
     return KernelCost(memory_cost(_tensor_bytes(work), device).ns, "memory", "estimate")
 
 
-# What the device can do ---------------------------------------------------------------------------------------------
+# What the device can do ----------------------------------------
 
 
 def floor_us(device: DeviceProfile) -> float:
@@ -116,7 +116,7 @@ def _cost(us: float, floor: float, bound: Bound, source: DurationSource) -> Kern
     return KernelCost(ns_from_us(max(us, floor)), bound if us > floor else "floor", source)
 
 
-# Matrix products ----------------------------------------------------------------------------------------------------
+# Matrix products ----------------------------------------
 
 
 def _product(left: TensorMeta, right: TensorMeta, work: Work, device: DeviceProfile) -> KernelCost:
@@ -143,7 +143,7 @@ def _convolution(work: Work, device: DeviceProfile) -> KernelCost:
     return gemm_cost(flops, _tensor_bytes(work), weight.dtype, device)
 
 
-# Attention ----------------------------------------------------------------------------------------------------------
+# Attention ----------------------------------------
 
 
 def attention_flops(query: TensorMeta, key: TensorMeta, causal: bool) -> int:
@@ -174,7 +174,7 @@ register("aten::_scaled_dot_product_efficient_attention", "aten::_efficient_atte
 )
 
 
-# Ops that move bytes ------------------------------------------------------------------------------------------------
+# Ops that move bytes ----------------------------------------
 
 
 def _tensor_bytes(work: Work) -> int:

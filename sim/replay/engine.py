@@ -15,7 +15,7 @@ import simpy
 from sim.errors import DeadlockError, UserError
 from sim.ops import Alloc, Collective, Free, HostCall, Lane, Op
 from sim.place.placement import PlacedRank, Placement
-from sim.replay.memory import DeviceMemory
+from sim.replay.memory import RankMemory
 
 UNKNOWN = -1
 Process = Generator[simpy.Event, Any, None]
@@ -132,7 +132,7 @@ class RankReplay:
         self.placed = placed
         self.ops = ops
         self.moments = Moments(env, len(ops))
-        self.memory = DeviceMemory(placed.rank, placed.memory_bytes)
+        self.memory = RankMemory(placed.rank, placed.memory_bytes)
         self.transfer_ns: dict[int, int] = {}
         self._env = env
         self._meetings = meetings

@@ -24,7 +24,7 @@ def replay(placement: Placement) -> Timeline:
         spans=tuple(spans),
         steps=tuple(steps),
         memory=tuple(sample for r in replays for sample in r.memory.samples),
-        peaks=tuple(peak for r in replays if (peak := r.memory.peak()) is not None),
+        peaks=tuple(r.memory.peak for r in replays if r.memory.peak is not None),
         out_of_memory=tuple(r.memory.out_of_memory for r in replays if r.memory.out_of_memory is not None),
         warnings=placement.graph.warnings + placement.warnings,
     )

@@ -94,6 +94,9 @@ def tensor_parallel(model: Any, config: Any, mesh: Any, name: str) -> None:
             f"{', '.join(MODEL_TYPES)}"
         )
     _check_divides(config, mesh.size(), name)
+    for module in model.modules():
+        if hasattr(module, "q_proj"):
+            _keep_own_heads(module, mesh.size())
     styles: dict[str, Any] = {}
     for path, module in model.named_modules():
         leaf = path.rsplit(".", maxsplit=1)[-1]
@@ -102,6 +105,13 @@ def tensor_parallel(model: Any, config: Any, mesh: Any, name: str) -> None:
         elif leaf in ROWS:
             styles[path] = RowwiseParallel()
     parallelize_module(model, mesh, styles)
+
+
+def _keep_own_heads(attention: Any, tp: int) -> None:
+    """Families that reshape by a stored number of heads (OPT) must reshape by this rank's."""
+    for count in ("num_heads", "num_key_value_heads"):
+        if isinstance(getattr(attention, count, None), int):
+            setattr(attention, count, getattr(attention, count) // tp)
 
 
 def _check_divides(config: Any, tp: int, name: str) -> None:

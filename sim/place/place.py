@@ -1,0 +1,193 @@
+"""``place``: a graph gets its place on a machine: a GPU for each rank, and every operation's duration there alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sim.errors import UserError
+from sim.graph import OpGraph, Program
+from sim.ops import Collective, Copy, DeviceOp, HostCall, Kernel, Op
+from sim.place.captured import place_as_captured
+from sim.place.collectives import plan
+from sim.place.kernels import KernelCost, floor_us, kernel_cost, memory_cost
+from sim.place.placement import Costs, PlacedRank, Placement
+from sim.place.transpose import rescaled
+from sim.timeline import CollectiveInfo, DurationSource
+from sim.topology.machine import Gpu, Machine
+from sim.units import ns_from_us, transfer_ns
+
+Timed = tuple[int, DurationSource]
+# Calls that a synthesized program makes besides its ops; they launch nothing.
+SYNC_CALLS = ("cudaDeviceSynchronize", "cudaStreamSynchronize")
+
+
+def place(graph: OpGraph, machine: Machine | None, gpus: Sequence[int] = ()) -> Placement:
+    """Put the ranks onto the machine's GPUs, in order or onto ``gpus`` (or those that the workload names).
+
+    ``machine`` None means as captured.  Raises UserError where there are more ranks than GPUs, or GPUs that the
+    machine does not have.
+    """
+    if machine is None:
+        return place_as_captured(graph)
+    chosen = _chosen(graph, machine, gpus or graph.gpus)
+    of_rank = {r.rank: gpu for r, gpu in zip(graph.ranks, chosen, strict=True)}
+    placer = _Placer(graph, machine, of_rank)
+    ranks = tuple(
+        PlacedRank(
+            rank=r.rank,
+            device=gpu.name,
+            device_name=gpu.profile.full_name,
+            program=r.program,
+            costs=placer.costs(r.rank, r.program, r.device, gpu),
+            memory_bytes=gpu.profile.memory_bytes,
+            compute_capability=gpu.profile.compute_capability or "",
+        )
+        for r, gpu in zip(graph.ranks, chosen, strict=True)
+    )
+    return Placement(graph, machine.name, ranks, placer.warnings())
+
+
+def _chosen(graph: OpGraph, machine: Machine, wanted: Sequence[int]) -> tuple[Gpu, ...]:
+    count = len(graph.ranks)
+    indices = tuple(wanted) or tuple(range(count))
+    for index in indices:
+        if not 0 <= index < len(machine.gpus):
+            raise UserError(
+                f"{machine.name} has GPUs 0 to {len(machine.gpus) - 1}, not {index}: {graph.name} has {count} ranks; "
+                f"choose GPUs with --gpus or a larger --topology"
+            )
+    if len(set(indices)) != len(indices):
+        raise UserError(f"--gpus {','.join(map(str, indices))}: a GPU is named twice")
+    if len(indices) != count:
+        raise UserError(f"--gpus names {len(indices)} GPUs for the {count} ranks of {graph.name}")
+    return tuple(machine.gpus[i] for i in indices)
+
+
+class _Placer:
+    """Costs of programs on devices, computed once for ranks that are alike."""
+
+    def __init__(self, graph: OpGraph, machine: Machine, of_rank: dict[int, Gpu]) -> None:
+        self._graph = graph
+        self._machine = machine
+        self._of_rank = of_rank
+        self._costs: dict[tuple[object, ...], Costs] = {}
+        self._kernels: dict[tuple[int, str], KernelCost] = {}
+        self._launching: dict[int, frozenset[int]] = {}
+        self._estimated: dict[str, int] = {}
+        self._notes: list[str] = list(machine.remarks)
+
+    def warnings(self) -> tuple[str, ...]:
+        named = sorted(self._estimated.items(), key=lambda item: (-item[1], item[0]))
+        counted = [f"no cost formula for {op}: {count} kernels estimated by bytes" for op, count in named]
+        return tuple(dict.fromkeys([*self._notes, *counted]))
+
+    def costs(self, rank: int, program: int, captured_on: str, gpu: Gpu) -> Costs:
+        groups = {op.group for op in self._graph.programs[program].ops if isinstance(op, Collective)}
+        members = tuple((g, tuple(self._group_gpus(g, rank))) for g in sorted(groups))
+        key = (program, captured_on, gpu.profile.name, self._host_route(gpu), members)
+        if key not in self._costs:
+            self._costs[key] = self._program_costs(rank, self._graph.programs[program], program, captured_on, gpu)
+        return self._costs[key]
+
+    def _host_route(self, gpu: Gpu) -> tuple[float, float]:
+        route = self._machine.host_to_device(gpu.name)
+        return route.bandwidth_gb_s, route.latency_us
+
+    def _group_gpus(self, group: str, rank: int) -> list[int]:
+        missing = [r for r in self._graph.group_of(group, rank) if r not in self._of_rank]
+        if missing:
+            raise UserError(
+                f"{self._graph.name}: process group {group!r} has ranks {', '.join(map(str, missing[:8]))}, whose "
+                f"traces are not there; give them all, or use --topology as-captured"
+            )
+        return [self._of_rank[r].index for r in self._graph.group_of(group, rank)]
+
+    def _program_costs(self, rank: int, program: Program, index: int, captured_on: str, gpu: Gpu) -> Costs:
+        launching = frozenset(op.launch for op in program.ops if isinstance(op, DeviceOp) and op.launch is not None)
+        durations: list[int] = []
+        sources: list[DurationSource] = []
+        collectives: dict[int, CollectiveInfo] = {}
+        for i, op in enumerate(program.ops):
+            if isinstance(op, Collective):
+                collectives[i], (ns, source) = self._collective(op, rank)
+            else:
+                ns, source = self._alone(op, i in launching, captured_on, gpu)
+            durations.append(ns)
+            sources.append(source)
+        return Costs(
+            duration_ns=tuple(durations),
+            lag_ns=tuple(self._lag(op, durations, gpu) for op in program.ops),
+            gap_ns=tuple(self._gap(op, gpu) for op in program.ops),
+            source=tuple(sources),
+            collectives=collectives,
+        )
+
+    def _alone(self, op: Op, launches: bool, captured_on: str, gpu: Gpu) -> Timed:
+        if isinstance(op, HostCall):
+            return self._host(op, launches)
+        if isinstance(op, Kernel | Copy) and op.measured_ns is not None:
+            return rescaled(op, self._graph, captured_on, gpu.profile, self._estimated)
+        if isinstance(op, Kernel):
+            return self._kernel(op, gpu)
+        if isinstance(op, Copy):
+            return self._copy(op, gpu)
+        return 0, "measured"
+
+    def _host(self, op: HostCall, launches: bool) -> Timed:
+        if op.measured_ns is not None:
+            return op.measured_ns, "measured"
+        host = self._machine.host
+        if op.name in SYNC_CALLS:
+            return 0, "profile"
+        return ns_from_us(host.op_us if launches else host.metadata_us), "profile"
+
+    def _kernel(self, op: Kernel, gpu: Gpu) -> Timed:
+        if op.work is None:
+            raise UserError(f"{self._graph.name}: kernel {op.name} has neither a measured duration nor a work")
+        key = (op.work, gpu.profile.name)
+        if key not in self._kernels:
+            self._kernels[key] = kernel_cost(self._graph.works[op.work], gpu.profile)
+        cost = self._kernels[key]
+        if cost.source == "estimate":
+            self._estimated[op.name] = self._estimated.get(op.name, 0) + 1
+        return cost.ns, cost.source
+
+    def _copy(self, op: Copy, gpu: Gpu) -> Timed:
+        if op.kind == "memset":
+            cost = memory_cost(op.bytes, gpu.profile)
+            return cost.ns, cost.source
+        if op.kind in ("d2d", "p2p"):
+            cost = memory_cost(2 * op.bytes, gpu.profile)
+            return cost.ns, cost.source
+        to_device = op.kind == "h2d"
+        route = self._machine.host_to_device(gpu.name) if to_device else self._machine.device_to_host(gpu.name)
+        return max(
+            transfer_ns(op.bytes, route.bandwidth_gb_s) + ns_from_us(route.latency_us),
+            ns_from_us(floor_us(gpu.profile)),
+        ), "roofline"
+
+    def _collective(self, op: Collective, rank: int) -> tuple[CollectiveInfo, Timed]:
+        gpus = tuple(self._group_gpus(op.group, rank))
+        planned = plan(self._machine, op.kind, op.bytes, gpus)
+        info = CollectiveInfo(op.kind, op.bytes, len(gpus), planned.algorithm, planned.protocol, op.group, op.seq)
+        if planned.note and planned.note not in self._notes:
+            self._notes.append(planned.note)
+        return info, (planned.ns, planned.source)
+
+    def _lag(self, op: Op, durations: Sequence[int], gpu: Gpu) -> int:
+        """From the beginning of the launching call to the earliest start: a synthesized op launches at its end."""
+        if not isinstance(op, DeviceOp):
+            return 0
+        if op.lag_ns is not None:
+            return op.lag_ns
+        launch = gpu.profile.launch
+        latency = 0.0 if launch is None or launch.launch_latency_us is None else launch.launch_latency_us
+        return (durations[op.launch] if op.launch is not None else 0) + ns_from_us(latency)
+
+    def _gap(self, op: Op, gpu: Gpu) -> int:
+        if not isinstance(op, DeviceOp):
+            return 0
+        if op.gap_ns is not None:
+            return op.gap_ns
+        launch = gpu.profile.launch
+        return 0 if launch is None or launch.kernel_gap_us is None else ns_from_us(launch.kernel_gap_us)

@@ -1,0 +1,139 @@
+"""Plot: memory over time as a picture, one panel per rank."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from sim.errors import InputError, UserError
+from sim.files import write_whole
+from sim.timeline import MemorySample, OutOfMemory, RankInfo, Timeline
+from sim.units import GIB, NS_PER_MS, format_bytes
+
+MOST_PANELS = 8
+_DPI = 120
+# Colours that people with colour blindness tell apart (Okabe and Ito, "Color Universal Design", 2008).
+_ALLOCATED, _RESERVED, _CAPACITY = "#0072B2", "#E69F00", "#D55E00"
+
+
+def write_memory_plot(timeline: Timeline, path: Path) -> None:
+    """Write a PNG of what was allocated and reserved over time, with the peak named and the device's memory as a
+    line; the same timeline gives the same bytes.
+
+    Of more than ``MOST_PANELS`` ranks those with the highest peaks are drawn.  UserError where the timeline has no
+    memory events, InputError where the file's name does not end in ``.png`` or it cannot be written.
+    """
+    if path.suffix != ".png":
+        raise InputError(path, "the plot of memory is a PNG: choose a name that ends in .png")
+    samples = _by_rank(timeline)
+    if not samples:
+        raise UserError(f"{timeline.name}: no memory events to plot; record a trace with profile_memory=True")
+    drawn = _highest([info for info in timeline.ranks if info.rank in samples], samples)
+    figure = Figure(figsize=(9, 1.2 + 2.8 * len(drawn)), dpi=_DPI, layout="constrained")
+    panels = figure.subplots(len(drawn), 1, squeeze=False, sharex=True)[:, 0]
+    end_ns = max([timeline.end_ns, *(rank[-1].time_ns for rank in samples.values())])
+    for panel, info in zip(panels, drawn, strict=True):
+        stopped = next((event for event in timeline.out_of_memory if event.rank == info.rank), None)
+        _panel(panel, info, samples[info.rank], end_ns, stopped)
+        _steps(panel, timeline, info.rank)
+    panels[0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
+    panels[-1].set_xlabel("time (ms)")
+    hidden = len(samples) - len(drawn)
+    figure.suptitle(f"Memory of {timeline.name}" + (f" (the highest {MOST_PANELS} of ranks)" if hidden else ""))
+    write_whole(path, _png(figure))
+
+
+def _by_rank(timeline: Timeline) -> dict[int, list[MemorySample]]:
+    samples: dict[int, list[MemorySample]] = {}
+    for sample in timeline.memory:
+        samples.setdefault(sample.rank, []).append(sample)
+    return samples
+
+
+def _highest(ranks: Sequence[RankInfo], samples: dict[int, list[MemorySample]]) -> list[RankInfo]:
+    """The ranks with the highest peaks, in the timeline's order."""
+
+    def peak(info: RankInfo) -> int:
+        return max(sample.allocated_bytes for sample in samples[info.rank])
+
+    kept = {info.rank for info in sorted(ranks, key=lambda info: -peak(info))[:MOST_PANELS]}
+    return [info for info in ranks if info.rank in kept]
+
+
+def _panel(panel: Any, info: RankInfo, samples: list[MemorySample], end_ns: int, stopped: OutOfMemory | None) -> None:
+    # The last value holds until the end of the run.
+    times = [sample.time_ns / NS_PER_MS for sample in samples] + [end_ns / NS_PER_MS]
+    allocated = [sample.allocated_bytes / GIB for sample in samples]
+    reserved = [sample.reserved_bytes / GIB for sample in samples]
+    allocated.append(allocated[-1])
+    reserved.append(reserved[-1])
+    panel.fill_between(times, allocated, step="post", color=_ALLOCATED, alpha=0.25, linewidth=0)
+    panel.step(times, allocated, where="post", color=_ALLOCATED, linewidth=1.2, label="allocated")
+    panel.step(times, reserved, where="post", color=_RESERVED, linewidth=1.2, label="reserved")
+    top = max(reserved)
+    if info.memory_bytes is not None:
+        top = max(top, info.memory_bytes / GIB)
+        panel.axhline(info.memory_bytes / GIB, color=_CAPACITY, linestyle="--", linewidth=1.2, label="device memory")
+    panel.set_xlim(0, end_ns / NS_PER_MS if end_ns else 1)
+    panel.set_ylim(0, 1.1 * top if top else 1)
+    _mark_peak(panel, samples, end_ns)
+    if stopped is not None:
+        _mark_stop(panel, stopped)
+    panel.set_ylabel("GiB")
+    panel.set_title(f"rank {info.rank}: {info.device} {info.device_name}".rstrip(), loc="left", fontsize=10)
+    panel.grid(axis="y", alpha=0.3)
+
+
+def _mark_peak(panel: Any, samples: list[MemorySample], end_ns: int) -> None:
+    """A dot and its size, beside and below the dot, or above it where there is no room below."""
+    peak = max(samples, key=lambda sample: sample.allocated_bytes)
+    time, size = peak.time_ns / NS_PER_MS, peak.allocated_bytes / GIB
+    left = 2 * peak.time_ns > end_ns
+    below = size > 0.15 * panel.get_ylim()[1]
+    panel.plot([time], [size], marker="o", markersize=4, color=_ALLOCATED, clip_on=False)
+    panel.annotate(
+        f"peak {format_bytes(peak.allocated_bytes)}",
+        (time, size),
+        xytext=(-6 if left else 6, -6 if below else 6),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        va="top" if below else "bottom",
+        fontsize=8,
+        color=_ALLOCATED,
+        bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
+    )
+
+
+def _mark_stop(panel: Any, stopped: OutOfMemory) -> None:
+    panel.axvline(stopped.time_ns / NS_PER_MS, color=_CAPACITY, linewidth=1.2)
+    panel.annotate(
+        f"out of memory: {stopped.op or 'an op'} asks {format_bytes(stopped.requested_bytes)}",
+        (stopped.time_ns / NS_PER_MS, 0.04),
+        xycoords=("data", "axes fraction"),
+        xytext=(-6, 0),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color=_CAPACITY,
+        bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
+    )
+
+
+def _steps(panel: Any, timeline: Timeline, rank: int) -> None:
+    """A thin line where each step begins."""
+    for step in timeline.steps:
+        if step.rank == rank:
+            panel.axvline(step.start_ns / NS_PER_MS, color="grey", linewidth=0.6, alpha=0.5)
+
+
+def _png(figure: Figure) -> bytes:
+    """No version and no date in the file: the same figure gives the same bytes."""
+    FigureCanvasAgg(figure)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()

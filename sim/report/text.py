@@ -1,0 +1,336 @@
+"""Text: a summary for people, on a terminal of 80 columns or more.
+
+What decides comes first: whether the job fits, then how long a step takes and where that time goes.  Names from
+traces are shown as they are, never read as markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Column, Table
+from rich.text import Text
+
+from sim.report.steps import UNMARKED
+from sim.report.summary import OutOfMemoryRow, RankSummary, Summary
+from sim.units import GIB, format_bytes
+
+MOST_RANKS = 8
+MOST_STEPS = 10
+MOST_COLLECTIVES = 8
+MOST_WARNINGS = 10
+_BAR = 24
+_UNBOUNDED = 10_000  # columns: wider than any table is by itself
+
+
+class ComparisonRow(msgspec.Struct, frozen=True):
+    """One run of a comparison: what to call it, what it says, and the trace file to open (or nothing)."""
+
+    name: str
+    summary: Summary
+    file: str = ""
+
+
+def render_summary(summary: Summary, console: Console) -> None:
+    """Print the summary."""
+    _verdict(summary, console)
+    _times(summary, console)
+    _memory(summary, console)
+    _steps(summary, console)
+    _ranks(summary, console)
+    _collectives(summary, console)
+    _top_ops(summary, console)
+    _durations(summary, console)
+    _warnings(summary.warnings, console)
+    if summary.replay_seconds is not None:
+        console.print(Text(f"{summary.ops} operations replayed in {summary.replay_seconds:.2f} s", style="dim"))
+
+
+def render_comparison(rows: Sequence[ComparisonRow], console: Console) -> None:
+    """Print one table with a line for each run; runs that do not fit say so.
+
+    The trace files are a column where they fit on the line unbroken, else a list below.
+    """
+    table = _comparison(rows, files=True)
+    beside = Measurement.get(console, console.options.update(width=_UNBOUNDED), table).maximum <= console.width
+    console.print(table if beside else _comparison(rows, files=False))
+    console.print(Text("times in ms a step; what is missing to the step is exposed memcpy", style="dim"))
+    for row in rows:
+        for event in row.summary.out_of_memory_at[:1]:
+            console.print(Text(f"{row.name}: {_does_not_fit(event)}", style="bold red"))
+    if not beside:
+        console.print("open in https://ui.perfetto.dev:")
+        for row in rows:
+            if row.file:
+                console.print(Text(f"  {row.file}"), soft_wrap=True)
+
+
+def _comparison(rows: Sequence[ComparisonRow], *, files: bool) -> Table:
+    columns = [
+        Column("run", overflow="fold"), _number("step"), _number("compute"), _number("exposed\ncommun."),
+        _number("idle"), _number("peak / card\nGiB"),
+    ]  # fmt: skip
+    table = _table(*columns, *([Column("open in ui.perfetto.dev", no_wrap=True)] if files else []))
+    for row in rows:
+        s, parts = row.summary, row.summary.breakdown_ms
+        times = [_ms(ms) for ms in (s.step_ms, parts.compute, parts.exposed_communication, parts.idle)]
+        table.add_row(_plain(row.name), *times, _peak_of_card(s), *([_plain(row.file or "-")] if files else []))
+    return table
+
+
+def _verdict(summary: Summary, console: Console) -> None:
+    for event in summary.out_of_memory_at[:1]:
+        console.print(Text(_does_not_fit(event), style="bold red"))
+    if len(summary.out_of_memory_at) > 1:
+        console.print(Text(f"  and {len(summary.out_of_memory_at) - 1} more ranks", style="red"))
+    what = "the run" if _is_unmarked(summary) else "a step"
+    time = f"{what} takes {_ms(summary.step_ms)} ms on {_machine(summary.ranks)}"
+    tightest = _tightest(summary.ranks)
+    if summary.out_of_memory:
+        # A replay goes on as if the memory were there; one that did not has no peak beyond what there is.
+        need = ""
+        if tightest is not None and tightest[0] > tightest[1]:
+            need = f" and would need {_gib(tightest[0])} of {_gib(tightest[1])} GiB"
+        console.print(Text(f"As replayed all the same, {time}{need}"))
+        return
+    if tightest is None:
+        console.print(Text(f"{time[0].upper()}{time[1:]}; its memory is unknown", style="bold"))
+        return
+    needed, there = tightest
+    console.print(Text(f"Fits: {time} and needs {_gib(needed)} of {_gib(there)} GiB", style="bold green"))
+
+
+def _is_unmarked(summary: Summary) -> bool:
+    return all(step.name == UNMARKED for step in summary.per_step)
+
+
+def _does_not_fit(event: OutOfMemoryRow) -> str:
+    where = f"rank {event.rank} ({', '.join(name for name in (event.device, event.device_name) if name)})"
+    return (
+        f"Out of memory: {format_bytes(event.short_bytes)} short on {where}: {event.op or 'an op'} asks for "
+        f"{format_bytes(event.requested_bytes)} where {format_bytes(event.reserved_bytes)} of "
+        f"{format_bytes(event.capacity_bytes)} are reserved ({format_bytes(event.allocated_bytes)} allocated)"
+    )
+
+
+def _machine(ranks: Sequence[RankSummary]) -> str:
+    """``8 x NVIDIA RTX A5000``, in the order in which the kinds of devices appear."""
+    kinds: dict[str, int] = {}
+    for rank in ranks:
+        kind = rank.device_name or rank.device
+        kinds[kind] = kinds.get(kind, 0) + 1
+    return " + ".join(kind if count == 1 else f"{count} x {kind}" for kind, count in kinds.items())
+
+
+def _tightest(ranks: Iterable[RankSummary]) -> tuple[int, int] | None:
+    """Bytes reserved and bytes there are, of the rank whose device is fullest; None where neither is known."""
+    known = [
+        (rank.peak_reserved_bytes, rank.memory_bytes)
+        for rank in ranks
+        if rank.peak_reserved_bytes is not None and rank.memory_bytes
+    ]
+    return max(known, key=lambda pair: pair[0] / pair[1], default=None)
+
+
+def _times(summary: Summary, console: Console) -> None:
+    table = _table(Column("one step"), _number("ms"), _number("share"), Column(""), header=False)
+    table.add_row(
+        "run" if _is_unmarked(summary) else "step", _ms(summary.step_ms), "", _measured(summary), style="bold"
+    )
+    parts = summary.breakdown_ms
+    for name, part in (
+        ("compute", parts.compute), ("exposed communication", parts.exposed_communication),
+        ("exposed memcpy", parts.exposed_memcpy), ("idle", parts.idle),
+    ):  # fmt: skip
+        share = part / summary.step_ms if summary.step_ms else 0.0
+        table.add_row(f"  {name}", _ms(part), _percent(share), _bar(share, console))
+    console.print()
+    console.print(table)
+
+
+def _measured(summary: Summary) -> Text:
+    if summary.measured_step_ms is not None and summary.step_error is not None:
+        return Text(f"measured {_ms(summary.measured_step_ms)} ms, error {_signed(summary.step_error)}")
+    if summary.measured_trace_ms is not None:
+        return Text(f"measured trace {_ms(summary.measured_trace_ms)} ms")
+    return Text("")
+
+
+def _memory(summary: Summary, console: Console) -> None:
+    fullest = max(summary.ranks, key=lambda rank: rank.peak_reserved_bytes or -1)
+    if fullest.peak_reserved_bytes is None or fullest.peak_allocated_bytes is None:
+        return
+    table = _table(Column("memory"), _number("GiB"), _number("share"), Column(""), header=False)
+    for name, size in (
+        ("peak allocated", fullest.peak_allocated_bytes), ("peak reserved", fullest.peak_reserved_bytes),
+    ):  # fmt: skip
+        share = size / fullest.memory_bytes if fullest.memory_bytes else None
+        bar = _bar(share, console) if share is not None else Text("")
+        table.add_row(name, f"{_gib(size)} GiB", "" if share is None else _percent(share), bar)
+    if fullest.memory_bytes:
+        table.add_row("of device memory", f"{_gib(fullest.memory_bytes)} GiB", "", "", style="dim")
+    console.print()
+    console.print(table)
+    for peak in [peak for peak in summary.memory_peaks if peak.rank == fullest.rank and peak.by_category][:1]:
+        parts = ", ".join(f"{category} {format_bytes(held)}" for category, held in peak.by_category.items())
+        console.print(Text(f"at the peak of rank {peak.rank} ({peak.op or 'no op'}): {parts}"))
+
+
+def _steps(summary: Summary, console: Console) -> None:
+    """Shown where there are several, or one that was measured."""
+    if len(summary.per_step) < 2 and summary.measured_step_ms is None:
+        return
+    measured = summary.measured_step_ms is not None
+    columns = [Column("steps", overflow="fold"), _number("slowest rank"), _number("ms")]
+    table = _table(*columns, *([_number("measured"), _number("error")] if measured else []))
+    for row in summary.per_step[:MOST_STEPS]:
+        cells: list[str | Text] = [_plain(row.name), str(row.rank), _ms(row.step_ms)]
+        if measured:
+            cells += ["-" if row.measured_ms is None else _ms(row.measured_ms)]
+            cells += ["-" if row.error is None else _signed(row.error)]
+        table.add_row(*cells)
+    console.print()
+    console.print(table)
+    _more(len(summary.per_step) - MOST_STEPS, "steps", console)
+
+
+def _ranks(summary: Summary, console: Console) -> None:
+    """All of up to ``MOST_RANKS`` ranks in order; of more, the slowest."""
+    if len(summary.ranks) < 2:
+        return
+    folded = len(summary.ranks) > MOST_RANKS
+    ranks = sorted(summary.ranks, key=lambda rank: -rank.step_ms) if folded else list(summary.ranks)
+    measured = any(rank.measured_step_ms is not None for rank in ranks)
+    columns = [_number("rank"), Column("device"), _number("step ms")]
+    columns += [_number("measured")] if measured else []
+    columns += [_number("busy ms"), _number("exposed\ncommun."), _number("idle"), _number("peak / card\nGiB")]
+    table = _table(*columns)
+    for rank in ranks[:MOST_RANKS]:
+        cells: list[str | Text] = [str(rank.rank), _plain(rank.device), _ms(rank.step_ms)]
+        if measured:
+            cells += ["-" if rank.measured_step_ms is None else _ms(rank.measured_step_ms)]
+        cells += [_ms(rank.busy_ms), _ms(rank.breakdown_ms.exposed_communication), _ms(rank.breakdown_ms.idle)]
+        table.add_row(*cells, _of_card(rank.peak_reserved_bytes, rank.memory_bytes))
+    console.print()
+    console.print(table)
+    if folded:
+        rest = ranks[MOST_RANKS:]
+        _more(len(rest), f"ranks, {_ms(rest[-1].step_ms)} to {_ms(rest[0].step_ms)} ms a step", console)
+
+
+def _collectives(summary: Summary, console: Console) -> None:
+    if not summary.collectives:
+        return
+    table = _table(
+        Column("collectives"), _number("bytes"), _number("ranks"), Column("how"), _number("count"),
+        _number("total ms"), _number("without\nwaiting"),
+    )  # fmt: skip
+    for row in summary.collectives[:MOST_COLLECTIVES]:
+        how = ", ".join(dict.fromkeys(name for name in (row.algorithm, row.protocol) if name))
+        table.add_row(
+            row.kind, format_bytes(row.bytes), str(row.ranks), _plain(how), str(row.count), _ms(row.total_ms),
+            _ms(row.transfer_ms),
+        )  # fmt: skip
+    console.print()
+    console.print(table)
+    _more(len(summary.collectives) - MOST_COLLECTIVES, "kinds and sizes", console)
+
+
+def _top_ops(summary: Summary, console: Console) -> None:
+    if not summary.top_ops:
+        return
+    table = _table(
+        Column("dearest on the busiest rank", no_wrap=True, overflow="ellipsis", ratio=1),
+        _number("count"), _number("total ms"), _number("share"), expand=True,
+    )  # fmt: skip
+    for row in summary.top_ops:
+        table.add_row(_plain(_short(row.name)), str(row.count), _ms(row.total_ms), _percent(row.share))
+    console.print()
+    console.print(table)
+
+
+def _durations(summary: Summary, console: Console) -> None:
+    sources = summary.durations_from
+    counts = {"measured": sources.measured, "from a profile": sources.profile, "roofline": sources.roofline}
+    parts = [f"{count} {name}" for name, count in counts.items() if count]
+    whole = sum(counts.values()) + sources.estimate
+    line = Text("kernel durations: " + (", ".join(parts) or "none known"))
+    if sources.estimate:
+        share = _percent(sources.estimate / whole)
+        line.append(f"; {sources.estimate} ({share}) estimated for want of a formula or measurement", style="yellow")
+    console.print()
+    console.print(line)
+
+
+def _warnings(warnings: Sequence[str], console: Console) -> None:
+    for warning in warnings[:MOST_WARNINGS]:
+        # A hanging indent: the text wraps under itself.
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(Text("warning:", style="yellow"), Text(warning, overflow="fold"))
+        console.print(grid)
+    _more(len(warnings) - MOST_WARNINGS, "warnings", console)
+
+
+def _more(count: int, what: str, console: Console) -> None:
+    if count > 0:
+        console.print(Padding(Text(f"... and {count} more {what}", style="dim"), (0, 0, 0, 1)))
+
+
+def _table(*columns: Column, header: bool = True, expand: bool = False) -> Table:
+    return Table(*columns, box=box.SIMPLE_HEAD, show_header=header, show_edge=False, pad_edge=False, expand=expand)
+
+
+def _number(name: str) -> Column:
+    return Column(name, justify="right", no_wrap=True)
+
+
+def _plain(name: str) -> Text:
+    return Text(name)
+
+
+def _short(name: str) -> str:
+    """A kernel's name without what all kernels' names begin with."""
+    for prefix in ("void ", "at::native::", "(anonymous namespace)::"):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _ms(ms: float) -> str:
+    """Two decimals, so that columns align; four where these would say next to nothing."""
+    return f"{ms:.4f}" if 0 < abs(ms) < 0.05 else f"{ms:.2f}"
+
+
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / GIB:.2f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _signed(error: float) -> str:
+    return f"{100 * error:+.1f} %"
+
+
+def _of_card(peak: int | None, memory: int | None) -> str:
+    if peak is None:
+        return "-"
+    return f"{_gib(peak)} / {_gib(memory)}" if memory else _gib(peak)
+
+
+def _peak_of_card(summary: Summary) -> str:
+    fullest = max(summary.ranks, key=lambda rank: rank.peak_reserved_bytes or -1)
+    for event in summary.out_of_memory_at[:1]:
+        if (fullest.peak_reserved_bytes or 0) <= event.capacity_bytes:
+            return f"> {_gib(event.capacity_bytes)}"
+    return _of_card(fullest.peak_reserved_bytes, fullest.memory_bytes)
+
+
+def _bar(share: float, console: Console) -> Text:
+    mark = "#" if console.options.ascii_only else "\N{FULL BLOCK}"
+    return Text(mark * min(_BAR, round(_BAR * share)))
