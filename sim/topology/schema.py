@@ -15,6 +15,9 @@ from sim.topology.device import Count, FileModel, Positive, Text, Time, check_le
 
 NodeKind = Literal["cpu", "memory", "pcie-switch", "nvswitch", "nic", "network-switch"]
 LinkKind = Literal["pcie", "nvlink", "smp", "memory", "network"]
+# A slip of the keyboard (count: 1e16) must be an error of its line, not hours of building.
+GroupCount = Annotated[int, Field(gt=0, le=1024)]
+MAX_GPUS = 16_384
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$")]
 
 
@@ -26,7 +29,7 @@ class Devices(FileModel):
     """
 
     id: Name = "gpu"
-    count: Count = 1
+    count: GroupCount = 1
     profile: Text
     other_profiles: dict[str, str] = Field(default={})
     set: dict[str, object] = Field(default={})
@@ -40,7 +43,7 @@ class NodeGroup(FileModel):
 
     id: Name
     kind: NodeKind
-    count: Count | None = None
+    count: GroupCount | None = None
     shared: bool = False
 
 
@@ -162,10 +165,16 @@ class TopologyFile(FileModel):
     source: Text
     hypothetical: bool = False
     assumed: tuple[Text, ...] = ()
-    hosts: Count = 1
+    hosts: GroupCount = 1
     devices: Devices
     nodes: tuple[NodeGroup, ...] = ()
     links: dict[Name, LinkClass] = Field(default={})
     host: HostCosts = HostCosts()
     nccl: NcclSettings = NcclSettings()
     collectives: Collectives = Collectives()
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> TopologyFile:
+        if self.hosts * self.devices.count > MAX_GPUS:
+            raise ValueError(f"hosts x devices.count must be at most {MAX_GPUS} GPUs")
+        return self
