@@ -8,9 +8,12 @@ from sim.replay.engine import RankReplay, run
 from sim.timeline import RankInfo, Span, SpanKind, Step, Timeline, Track
 
 
-def replay(placement: Placement) -> Timeline:
-    """Replay a placed graph and tell what happened when.  Raises DeadlockError and UserError as :func:`run` does."""
-    replays = run(placement)
+def replay(placement: Placement, *, contention: bool = True) -> Timeline:
+    """Replay a placed graph and tell what happened when; ``contention`` lets transfers share links.
+
+    Raises DeadlockError and UserError as :func:`run` does.
+    """
+    replays = run(placement, contention=contention)
     tracks: list[Track] = []
     spans: list[Span] = []
     steps: list[Step] = []
