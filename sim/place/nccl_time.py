@@ -128,9 +128,18 @@ def _expected_bandwidth(ask: Ask, algorithm: Algorithm, protocol: Protocol) -> f
     bus = ask.rings.believed_gb_s
     if algorithm == "nvls":
         return bus * tables.NVLS_SHARE
+    if algorithm == "ring" and protocol == "ll":
+        return min(_ll_limit(ask), bus * _expected_ll_share(ask)) * ask.ranks / ask.hops
     if algorithm == "ring":
         return _ring_bus(ask, protocol, bus) * ask.ranks / ask.hops
     return _tree_bus(ask, protocol, bus) / 2
+
+
+def _expected_ll_share(ask: Ask) -> float:
+    if ask.machine.nccl.release > tables.OLD_RELEASE:
+        return tables.RING_LL_SHARE
+    sums = ask.rings.hosts > 1 or ask.kind in ("all_reduce", "reduce")
+    return tables.OLD_RING_LL_SHARE if sums else tables.OLD_RING_LL_SHARE_ONE_HOST_NO_SUM
 
 
 def _ll_limit(ask: Ask) -> float:
@@ -239,7 +248,7 @@ def _ll128_cost(ask: Ask, lane: str, bus: float) -> Cost:
     """Every grain of a turn waits for its flags, one hop latency each; never faster than the links."""
     hop = _mean_hop(ask, "ll128") * 20.0 / tables.RING_LL128_PER_CHANNEL[ask.generation]
     chunk = ask.nbytes / (ask.rings.channels * ask.ranks)
-    grains = max(ceil(chunk / tables.LL128_GRAIN), 1)
+    grains = max(ceil(chunk / tables.LL128_GRAIN), tables.LL128_LEAST_GRAINS)
     turns = _turns(ask) if ask.kind not in ("broadcast", "reduce") else ask.ranks
     on_links = ask.nbytes * ask.hops / ask.ranks / (bus * tables.RING_LL128_SHARE) / 1e3
     waiting = (grains - 1) * turns * hop
