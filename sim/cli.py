@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import time
@@ -139,7 +140,7 @@ def collective(
     json_out: str | None,
 ) -> None:
     """Time of one collective, with the algorithm and protocol chosen, as nccl-tests counts it."""
-    from sim.report.collectives import encode_rows, render_rows, row_of
+    from sim.report.collectives import CollectiveTimeRow, encode_rows, render_rows
 
     machine = _named_machine(topology, settings)
     chosen = _numbers("--gpus", gpus) or tuple(range(ranks))
@@ -147,7 +148,9 @@ def collective(
         raise UserError(f"--gpus names {len(chosen)} GPUs for --ranks {ranks}")
     plans = [plan(machine, kind, size, chosen) for size in _numbers("--bytes", sizes)]
     rows = [
-        row_of(p.kind, p.nbytes, p.ranks, p.algorithm, p.protocol, p.call_us, p.algbw_gb_s, p.busbw_gb_s, p.note)
+        CollectiveTimeRow(
+            p.kind, p.nbytes, p.ranks, p.algorithm, p.protocol, p.call_us, p.algbw_gb_s, p.busbw_gb_s, p.note
+        )
         for p in plans
     ]
     _write_json(encode_rows(rows), json_out)
@@ -245,6 +248,7 @@ def _write_json(content: bytes, target: str | None) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """The command: what a user can cause is one line on stderr and exit code 2."""
+    gc.disable()  # a command is over soon; looking for cycles among a million events takes an eighth of its time
     try:
         cli.main(args=args, prog_name="tracesim", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
