@@ -210,16 +210,16 @@ class RankReplay:
         now = 0
         for i in indices:
             op = ops[i]
+            for awaited in op.after:
+                if end[awaited] == UNKNOWN:
+                    yield moments.end_known(awaited)
+                now = max(now, end[awaited])
             now += costs.gap_ns[i]
             launch: int | None = op.launch  # type: ignore[union-attr]
             if launch is not None:
                 if start[launch] == UNKNOWN:
                     yield moments.start_known(launch)
                 now = max(now, start[launch] + costs.lag_ns[i])
-            for awaited in op.after:
-                if end[awaited] == UNKNOWN:
-                    yield moments.end_known(awaited)
-                now = max(now, end[awaited])
             if isinstance(op, Collective):
                 yield from self._communicate(i, op, now)
                 now = end[i]

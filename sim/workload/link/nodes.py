@@ -90,10 +90,11 @@ def _launch_time(node: Node) -> int:
 
 
 class ThreadLine:
-    """A host thread: all its calls, its nodes in order, and when it was busy with ops or calls."""
+    """A host thread: its ops and calls, its nodes in order, and when it was busy with ops or calls."""
 
     def __init__(self, lane: int) -> None:
         self.lane = lane
+        self.ops: list[HostEvent] = []
         self.calls: list[Call] = []
         self.nodes: list[Node] = []
         self.busy: list[tuple[int, int]] = []
