@@ -5,8 +5,8 @@ today's; so this script needs an environment of its own, which ``make seed`` bui
 says with what.  By hand::
 
     python3 -m venv .venv-seed
-    .venv-seed/bin/python -m pip install -c constraints-seed.txt -r constraints-seed.txt
-    PYTHONPATH=. .venv-seed/bin/python tools/make_seed_workloads.py        # all twelve; or name some: clm-60m-x1
+    .venv-seed/bin/python -m pip install -r constraints-seed.txt
+    .venv-seed/bin/python tools/make_seed_workloads.py        # all twelve; or name some: clm-60m-x1
 
 Each model really goes through torch.export, without weights and without a GPU; the exported module is then run under
 the project's Recorder, node by node, and every intermediate is freed at its last use.  Nothing of the resulting list
@@ -37,6 +37,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModel, AutoModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sim.graph import OpGraph, Program, RankProgram, write
 from sim.workload.attention import GpuAttention
