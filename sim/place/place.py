@@ -17,6 +17,11 @@ from sim.topology.machine import Gpu, Machine
 from sim.units import ns_from_us, transfer_ns
 
 Timed = tuple[int, DurationSource]
+# What goes to cuBLAS, which takes a workspace from the caching allocator at its first call on a stream
+# (aten/src/ATen/cuda/CublasHandlePool.cpp, PyTorch 2.13).
+CUBLAS_OPS = frozenset(
+    f"aten::{op}{inplace}" for op in ("mm", "addmm", "bmm", "baddbmm", "addmv", "dot") for inplace in ("", "_")
+)
 # Calls that a synthesized program makes besides its ops; they launch nothing.
 SYNC_CALLS = ("cudaDeviceSynchronize", "cudaStreamSynchronize")
 
@@ -131,7 +136,16 @@ class _Placer:
             source=tuple(sources),
             collectives=collectives,
             flows=flows,
+            workspaces=self._workspaces(program),
         )
+
+    def _workspaces(self, program: Program) -> dict[int, int]:
+        """Of synthesized programs only: a trace has its workspaces among its own allocations."""
+        first: dict[int, int] = {}
+        for op in program.ops:
+            if isinstance(op, Kernel) and op.measured_ns is None and op.launch is not None and op.name in CUBLAS_OPS:
+                first.setdefault(op.lane, op.launch)
+        return {launch: lane for lane, launch in first.items()}
 
     def _alone(self, op: Op, launches: bool, captured_on: str, gpu: Gpu) -> Timed:
         if isinstance(op, HostCall):

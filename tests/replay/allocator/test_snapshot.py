@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from sim.errors import InputError
+from sim.replay.allocator import caching
 from sim.replay.allocator.recording import typed_recording
 from sim.replay.allocator.snapshot import Mismatch, SnapshotReplay, replay_recording, replay_snapshot
 from sim.units import MIB
@@ -61,7 +62,7 @@ def test_a_recording_begun_midway_on_expandable_segments(shared_dir: Path) -> No
 
 def test_a_wrong_rule_would_be_seen(shared_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a split threshold of 512 bytes for large blocks, as if there were no 1 MiB rule
-    monkeypatch.setattr("sim.replay.allocator.caching.SMALL_SIZE", 511)
+    monkeypatch.setattr(caching, "SMALL_SIZE", 511)
     done = replay_snapshot(shared_dir / "data" / "snapshots" / "forward_backward_100.pickle")
     assert done.first_mismatch is not None and done.allocations_matched < done.allocations_checked
 
