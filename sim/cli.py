@@ -18,6 +18,7 @@ from sim.errors import UserError
 from sim.place.captured import AS_CAPTURED
 from sim.place.collectives import plan
 from sim.place.place import place
+from sim.replay.allocator.config import AllocatorConfig, parse_alloc_conf
 from sim.replay.allocator.snapshot import replay_snapshot
 from sim.replay.replay import replay
 from sim.report import chrome, summary, text
@@ -44,6 +45,10 @@ _topology = click.option(
 )  # fmt: skip
 _set = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Change a value of the topology.")
 _gpus = click.option("--gpus", metavar="I,J,...", help="The topology's GPUs that the ranks go onto, in order.")
+_alloc_conf = click.option(
+    "--alloc-conf", default="", metavar="KEY:VALUE,...",
+    help="Settings of the caching allocator, as in PYTORCH_CUDA_ALLOC_CONF.",
+)  # fmt: skip
 _json = click.option("--json", "json_out", metavar="FILE|-", help="Write the result as JSON; - is standard output.")
 
 
@@ -57,6 +62,8 @@ _json = click.option("--json", "json_out", metavar="FILE|-", help="Write the res
     "--timeline", "timeline_out", type=click.Path(path_type=Path), metavar="FILE.pt.trace.json[.gz]",
     help="Write the replay as a trace for Perfetto, chrome://tracing or TensorBoard; a folder gets a file a rank.",
 )  # fmt: skip
+@_alloc_conf
+@click.option("--memory-plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw memory over time.")
 def replay_command(
     inputs: Sequence[Path],
     topology: str,
@@ -64,21 +71,33 @@ def replay_command(
     settings: Sequence[str],
     json_out: str | None,
     timeline_out: Path | None,
+    alloc_conf: str,
+    memory_plot: Path | None,
 ) -> None:
     """Predict the steps of a trace or a workload on a machine."""
     machine = _machine(topology, settings)
     with _progress() as tell:
-        timeline, told = _replay(inputs, machine, _numbers("--gpus", gpus), tell)
+        config = parse_alloc_conf(alloc_conf)
+        timeline, told = _replay(inputs, machine, _numbers("--gpus", gpus), config, tell)
         if timeline_out is not None:
             tell(f"writing {timeline_out}")
             chrome.write_traces(timeline, timeline_out)
+        if memory_plot is not None:
+            from sim.report.plot import write_memory_plot
+
+            tell(f"drawing {memory_plot}")
+            write_memory_plot(timeline, memory_plot)
     _write_json(summary.encode(told), json_out)
     if json_out != "-":
         text.render_summary(told, Console(soft_wrap=False))
 
 
 def _replay(
-    inputs: Sequence[Path], machine: Machine | None, gpus: Sequence[int], tell: Callable[[str], None]
+    inputs: Sequence[Path],
+    machine: Machine | None,
+    gpus: Sequence[int],
+    config: AllocatorConfig,
+    tell: Callable[[str], None],
 ) -> tuple[Timeline, Summary]:
     from sim.workload.inputs import read_inputs
 
@@ -86,7 +105,7 @@ def _replay(
     tell("replaying")
     placement = place(workload.graph, machine, gpus)
     begun = time.perf_counter()
-    timeline = replay(placement)
+    timeline = replay(placement, allocator=config)
     seconds = time.perf_counter() - begun
     ops = sum(len(workload.graph.programs[r.program].ops) for r in placement.ranks)
     return timeline, summary.summarize(timeline, workload.measured, ops=ops, replay_seconds=seconds)
