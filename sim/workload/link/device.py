@@ -41,7 +41,7 @@ def build_streams(lines: RankLines, first_lane: int) -> list[Lane]:
             call = None
         if call is not None:
             node.launch = call
-            node.op = call.op
+            node.op = node.work = call.op
             call.launched.append(node)
         else:
             lines.counts["device operations without a launch in the trace: taken to be launched in time"] += 1
@@ -90,9 +90,7 @@ def _settle(node: Node, free: int | None, typical_lag: int, typical_gap: int, or
     node.gap, node.lag = min(typical_gap, since_free), min(typical_lag, since_launch or 0)
     if released is not None and node.start - released <= min(since_free, (since_launch or since_free) - node.lag):
         return
-    if since_launch is None:
-        node.gap = since_free
-    elif free is not None and since_free + typical_lag <= since_launch:
+    if since_launch is None or (free is not None and since_free + typical_lag <= since_launch):
         node.gap = since_free
     else:
         node.lag = since_launch

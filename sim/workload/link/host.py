@@ -25,6 +25,7 @@ def thread_lines(trace: KinetoTrace) -> list[ThreadLine]:
 
 
 def thread_lanes(trace: KinetoTrace) -> list[Lane]:
+    """The lanes of the threads, in the trace's order."""
     return [Lane("thread", thread.tid, thread.name) for thread in trace.threads]
 
 
@@ -43,9 +44,9 @@ def steps(trace: KinetoTrace, main: int) -> list[HostEvent]:
     """The main thread's ProfilerStep regions, in order; one that begins inside another is no step."""
     found: list[HostEvent] = []
     for event in trace.host:
-        if event.thread == main and event.annotation and event.name.startswith(STEP):
-            if not found or event.start_ns >= found[-1].end_ns:
-                found.append(event)
+        marked = event.thread == main and event.annotation and event.name.startswith(STEP)
+        if marked and (not found or event.start_ns >= found[-1].end_ns):
+            found.append(event)
     return found
 
 
@@ -91,11 +92,11 @@ def _line(lane: int, events: list[HostEvent], calls: Iterable[RuntimeEvent]) -> 
         call = Call(lane, event)
         call.op = stack[-1] if stack else None
         line.calls.append(call)
-    line.busy = _union([(op.start_ns, op.end_ns) for op in ops], [(c.start, c.end) for c in line.calls])
+    line.busy = union([(op.start_ns, op.end_ns) for op in ops], [(c.start, c.end) for c in line.calls])
     return line
 
 
-def _union(first: list[tuple[int, int]], second: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def union(first: list[tuple[int, int]], second: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The times covered by either list, as intervals that do not touch."""
     joined: list[tuple[int, int]] = []
     begin, end = 0, -1

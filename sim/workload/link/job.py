@@ -9,9 +9,9 @@ from pathlib import Path
 from sim.errors import InputError, UserError
 from sim.graph import OpGraph, Program, RankProgram
 from sim.ops import Lane
-from sim.timeline import Timeline
+from sim.timeline import RankInfo, Timeline
 from sim.workload.kineto import KinetoTrace, read_trace
-from sim.workload.link import device, handoff, host, memory, program, ranks, steps, streamwaits, waiting
+from sim.workload.link import cpu, device, handoff, host, memory, program, ranks, steps, streamwaits, waiting
 from sim.workload.link.collectives import find_collectives
 from sim.workload.link.measured import MeasuredRank, measured_timeline
 from sim.workload.link.nodes import Call, Node, RankLines
@@ -73,18 +73,19 @@ def link_traces(traces: list[KinetoTrace]) -> Linked:
             f"{len(missing)} ranks are not among the traces ({_some(missing)}): their part in collectives is taken"
             f" from the ranks that are there"
         )
-    warnings += _told([job.lines for job in jobs])
+    warnings += ranks.missing_steps(lines, [job.steps for job in jobs])
+    warnings += _told(lines)
     graph = OpGraph(
         name=name,
         programs=programs,
-        ranks=tuple(RankProgram(job.lines.rank, i, f"gpu{job.device}") for i, job in enumerate(jobs)),
+        ranks=tuple(RankProgram(job.lines.rank, i, job.device_name) for i, job in enumerate(jobs)),
         works=tuple(works.found),
         groups={group: (members,) for group, members in groups.items()},
         warnings=tuple(warnings),
         provenance={"from": "kineto", "traces": ", ".join(Path(t.path).name for t in traces)},
     )
     graph.check()
-    return Linked(graph, measured_timeline(name, [job.measured() for job in jobs], tuple(warnings)))
+    return Linked(graph, measured_timeline(name, [job.measured(i) for i, job in enumerate(jobs)], tuple(warnings)))
 
 
 def _meet(jobs: list[_Rank]) -> dict[str, tuple[int, ...]]:
@@ -94,7 +95,8 @@ def _meet(jobs: list[_Rank]) -> dict[str, tuple[int, ...]]:
     offsets = ranks.clock_offsets(matched, [line.rank for line in lines])
     begin = min(line.origin - offsets[line.rank] for line in lines)
     for job in jobs:
-        job.lines.origin = begin + offsets[job.lines.rank]
+        job.lines.offset = offsets[job.lines.rank]
+        job.lines.origin = begin + job.lines.offset
     return ranks.settle(matched, lines)
 
 
@@ -125,7 +127,7 @@ class _Rank:
         lines.main = host.main_thread(trace, lines.threads)
         self.lanes += device.build_streams(lines, len(self.lanes))
         lines.origin = _origin(lines)
-        self.collectives = find_collectives(lines)
+        self.collectives = cpu.add_ops(lines) if trace.cpu_is_device else find_collectives(lines)
         self.steps: list[StepSpan] = steps.find_steps(lines)
         self.device = next(iter(lines.streams))[0] if lines.streams else 0
         self.nodes: list[Node] = []
@@ -135,7 +137,7 @@ class _Rank:
         lines = self.lines
         waiting.find_waits(lines)
         for line in lines.threads:
-            line.nodes = [node for call in line.calls for node in _call_nodes(call)]
+            line.nodes += [node for call in line.calls for node in _call_nodes(call)]
         memory.add_memory(lines)
         steps.add_marks(lines, self.steps)
         for line in lines.threads:
@@ -143,14 +145,26 @@ class _Rank:
         handoff.find_handoffs(lines)
         streamwaits.find_stream_waits(lines)
         device.settle_starts(lines)
+        steps.count_cut(lines, self.steps)
         self.nodes = program.in_order(lines)
         program.settle_threads(lines)
 
     def program(self, works: Works) -> Program:
         return Program(tuple(self.lanes), program.operations(self.nodes, works))
 
-    def measured(self) -> MeasuredRank:
-        return MeasuredRank(self.lines, self.lanes, self.nodes, self.steps, self.device)
+    @property
+    def device_name(self) -> str:
+        """The name of the device the rank ran on, as the trace gives it."""
+        if self.lines.trace.cpu_is_device:
+            return "cpu"
+        known = self.lines.trace.devices.get(self.device)
+        return known.name if known is not None else f"gpu{self.device}"
+
+    def measured(self, place: int) -> MeasuredRank:
+        """What was measured; ``place`` is the rank's place among the job's ranks."""
+        known = self.lines.trace.devices.get(self.device)
+        device = RankInfo(self.lines.rank, f"gpu{place}", self.device_name, known.memory_bytes if known else None)
+        return MeasuredRank(self.lines, self.lanes, self.nodes, self.steps, device)
 
 
 def _origin(lines: RankLines) -> int:

@@ -15,6 +15,9 @@ from sim.workload.kineto import MemoryEvent
 from sim.workload.link.nodes import Node, RankLines, ThreadLine
 
 
+RESIDENT = "blocks freed that were allocated before the trace began: resident from its beginning"
+
+
 @dataclass(frozen=True)
 class Block:
     """What an Alloc or Free is about; ``stream`` is the lane it was allocated for."""
@@ -75,9 +78,7 @@ class _Matching:
             else:
                 found.append(self._resident_block(-event.bytes, event.address, key))
         if found:
-            self.lines.counts["blocks freed that were allocated before the trace: resident from its beginning"] += len(
-                found
-            )
+            self.lines.counts[RESIDENT] += len(found)
         first = events[0]
         if first.allocated is not None:
             rest = first.allocated - first.bytes - sum(block.bytes for block in found)

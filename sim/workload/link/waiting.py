@@ -151,7 +151,7 @@ def _wait_for_memory(call: Call, lines: RankLines) -> None:
 
 
 def _find_polling(line: ThreadLine, lines: RankLines) -> None:
-    """A run of queries with nothing between them is a loop: its last query waits for what ended before it."""
+    """A run of queries with nothing between them is a loop: one call, which waits for what ended before its last."""
     run: list[Call] = []
     for call in [*line.calls, None]:
         if call is not None and call.plain_name in QUERIES:
@@ -166,8 +166,10 @@ def _end_of_polling(run: list[Call], lines: RankLines) -> None:
     ended = [n for n in (_last_ended(s, run[-1].start) for s in lines.streams.values()) if n is not None]
     latest = max(ended, key=lambda n: n.end, default=None)
     if latest is not None and latest.end > run[-2].start and _launched_before(latest, run[0]):
-        run[-1].waits = [latest]
-        run[-1].own = max(0, run[-1].end - max(run[-1].start, latest.end))
+        loop = run[0]
+        loop.end = run[-1].end
+        loop.waits = [latest]
+        loop.own = max(0, loop.end - max(loop.start, latest.end))
 
 
 def _find_full_queues(lines: RankLines) -> None:
