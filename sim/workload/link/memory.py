@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from sim.workload.kineto import MemoryEvent
 from sim.workload.link.nodes import Node, RankLines, ThreadLine
 
-
 RESIDENT = "blocks freed that were allocated before the trace began: resident from its beginning"
 
 
