@@ -135,7 +135,7 @@ def synth(out: Path, **spec: Any) -> None:
 @click.option("--to-the-end", is_flag=True, help="Let the script run on after the last recorded step.")
 @click.argument("script", nargs=-1, metavar="[-- SCRIPT.py ARGS...]", type=click.UNPROCESSED)
 @click.pass_obj
-def trace(words: Sequence[str], out: Path, steps: int, warmup: int, script: Sequence[str], **run: Any) -> None:
+def trace(words: Sequence[str], /, out: Path, steps: int, warmup: int, script: Sequence[str], **run: Any) -> None:
     """Record the steps of a model or a script under torch.profiler: one trace a rank."""
     from sim.workload.capture.capture import capture
     from sim.workload.capture.spec import CaptureSpec, check_steps, what_to_run
