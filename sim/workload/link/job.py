@@ -142,6 +142,8 @@ class _Rank:
         steps.add_marks(lines, self.steps)
         for line in lines.threads:
             line.ends = [node.end for node in line.nodes]
+        if lines.trace.cpu_is_device:
+            cpu.find_waits(lines)
         handoff.find_handoffs(lines)
         streamwaits.find_stream_waits(lines)
         device.settle_starts(lines)
