@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -51,7 +52,7 @@ _json = click.option("--json", "json_out", metavar="FILE|-", help="Write the res
 @_json
 @click.option(
     "--timeline", "timeline_out", type=click.Path(path_type=Path), metavar="FILE.pt.trace.json[.gz]",
-    help="Write the replay as a trace for Perfetto, chrome://tracing or TensorBoard.",
+    help="Write the replay as a trace for Perfetto, chrome://tracing or TensorBoard; a folder gets a file a rank.",
 )  # fmt: skip
 def replay_command(
     inputs: Sequence[Path],
@@ -67,7 +68,7 @@ def replay_command(
         timeline, told = _replay(inputs, machine, _numbers("--gpus", gpus), tell)
         if timeline_out is not None:
             tell(f"writing {timeline_out}")
-            chrome.write_trace(timeline, timeline_out)
+            chrome.write_traces(timeline, timeline_out)
     _write_json(summary.encode(told), json_out)
     if json_out != "-":
         text.render_summary(told, Console(soft_wrap=False))
@@ -212,7 +213,7 @@ def _write_json(content: bytes, target: str | None) -> None:
     from sim.files import write_whole
 
     if target == "-":
-        click.echo(content.decode())
+        click.echo(content, nl=False)
     elif target is not None:
         write_whole(Path(target), content)
 
@@ -226,6 +227,9 @@ def main(args: Sequence[str] | None = None) -> None:
         click.echo(error.format_message())
     except click.Abort:
         sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone: nothing more to say, and nothing to complain of.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (click.ClickException, UserError) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"tracesim: error: {' '.join(message.split())}", err=True)

@@ -88,17 +88,25 @@ def _verdict(summary: Summary, console: Console) -> None:
         console.print(Text(_does_not_fit(event), style="bold red"))
     if len(summary.out_of_memory_at) > 1:
         console.print(Text(f"  and {len(summary.out_of_memory_at) - 1} more ranks", style="red"))
-    what = "the run" if summary.per_step[0].name == UNMARKED else "a step"
+    what = "the run" if _is_unmarked(summary) else "a step"
     time = f"{what} takes {_ms(summary.step_ms)} ms on {_machine(summary.ranks)}"
-    if summary.out_of_memory:
-        console.print(Text(f"As replayed all the same, {time}"))
-        return
     tightest = _tightest(summary.ranks)
+    if summary.out_of_memory:
+        # A replay goes on as if the memory were there; one that did not has no peak beyond what there is.
+        need = ""
+        if tightest is not None and tightest[0] > tightest[1]:
+            need = f" and would need {_gib(tightest[0])} of {_gib(tightest[1])} GiB"
+        console.print(Text(f"As replayed all the same, {time}{need}"))
+        return
     if tightest is None:
-        console.print(Text(f"{time[0].upper()}{time[1:]}; nothing is known of its memory", style="bold"))
+        console.print(Text(f"{time[0].upper()}{time[1:]}; its memory is unknown", style="bold"))
         return
     needed, there = tightest
     console.print(Text(f"Fits: {time} and needs {_gib(needed)} of {_gib(there)} GiB", style="bold green"))
+
+
+def _is_unmarked(summary: Summary) -> bool:
+    return all(step.name == UNMARKED for step in summary.per_step)
 
 
 def _does_not_fit(event: OutOfMemoryRow) -> str:
@@ -131,7 +139,9 @@ def _tightest(ranks: Iterable[RankSummary]) -> tuple[int, int] | None:
 
 def _times(summary: Summary, console: Console) -> None:
     table = _table(Column("one step"), _number("ms"), _number("share"), Column(""), header=False)
-    table.add_row("step", _ms(summary.step_ms), "", _measured(summary), style="bold")
+    table.add_row(
+        "run" if _is_unmarked(summary) else "step", _ms(summary.step_ms), "", _measured(summary), style="bold"
+    )
     parts = summary.breakdown_ms
     for name, part in (
         ("compute", parts.compute), ("exposed communication", parts.exposed_communication),
@@ -147,7 +157,7 @@ def _measured(summary: Summary) -> Text:
     if summary.measured_step_ms is not None and summary.step_error is not None:
         return Text(f"measured {_ms(summary.measured_step_ms)} ms, error {_signed(summary.step_error)}")
     if summary.measured_trace_ms is not None:
-        return Text(f"measured trace {_ms(summary.measured_trace_ms)} ms (it has no step marks)")
+        return Text(f"measured trace {_ms(summary.measured_trace_ms)} ms")
     return Text("")
 
 
@@ -221,7 +231,7 @@ def _collectives(summary: Summary, console: Console) -> None:
         _number("total ms"), _number("without\nwaiting"),
     )  # fmt: skip
     for row in summary.collectives[:MOST_COLLECTIVES]:
-        how = ", ".join(name for name in (row.algorithm, row.protocol) if name)
+        how = ", ".join(dict.fromkeys(name for name in (row.algorithm, row.protocol) if name))
         table.add_row(
             row.kind, format_bytes(row.bytes), str(row.ranks), _plain(how), str(row.count), _ms(row.total_ms),
             _ms(row.transfer_ms),
@@ -314,10 +324,10 @@ def _of_card(peak: int | None, memory: int | None) -> str:
 
 
 def _peak_of_card(summary: Summary) -> str:
-    if summary.out_of_memory:
-        event = summary.out_of_memory_at[0]
-        return f"> {_gib(event.capacity_bytes)}"
     fullest = max(summary.ranks, key=lambda rank: rank.peak_reserved_bytes or -1)
+    for event in summary.out_of_memory_at[:1]:
+        if (fullest.peak_reserved_bytes or 0) <= event.capacity_bytes:
+            return f"> {_gib(event.capacity_bytes)}"
     return _of_card(fullest.peak_reserved_bytes, fullest.memory_bytes)
 
 

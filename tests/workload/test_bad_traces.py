@@ -192,7 +192,8 @@ _values = st.one_of(
 )
 _damage = st.lists(
     st.tuples(
-        st.integers(0, 200), st.sampled_from(["drop", "again", "swap", "ts", "dur", "tid", "pid", "name", "cat", "args"]),
+        st.integers(0, 200),
+        st.sampled_from(["drop", "again", "swap", "ts", "dur", "tid", "pid", "name", "cat", "args"]),
         _values,
     ),
     max_size=12,
@@ -241,3 +242,31 @@ def test_damaged_bytes_are_read_or_refused(cut: int, insert: bytes, tmp_path: Pa
         replay(link_traces(read_traces([path])).graph)
     except UserError as error:
         assert "\n" not in str(error)
+
+
+def test_kernels_alone_are_replayed_with_the_gaps_between_them(tmp_path: Path) -> None:
+    events = [e for e in small().events if e["cat"] == "kernel"]
+    path = write(tmp_path / "kernels.json", events)
+    assert "1 traces without host events" in warnings_of(path)
+    linked = link_traces([read_trace(path)])
+    assert [s.name for s in linked.measured.steps] == ["trace"]
+    assert steps(linked.graph, replay(linked.graph))[0] == [("trace", linked.measured.steps[0].duration_ns)]
+
+
+def test_a_device_clock_that_is_behind_is_set_forward(tmp_path: Path) -> None:
+    events = small().events
+    as_it_is = link_traces([read_trace(write(tmp_path / "right.json", events))])
+    for event in events:
+        if event["pid"] == 0:
+            event["ts"] -= 500
+    path = write(tmp_path / "behind.json", events)
+    assert "1 device clocks that ran behind" in warnings_of(path)
+    behind = link_traces([read_trace(path)])
+    right, wrong = (steps(of.graph, replay(of.graph))[0] for of in (as_it_is, behind))
+    for (_, a), (_, b) in zip(right, wrong, strict=True):
+        assert b == pytest.approx(a, rel=0.02)
+
+
+def test_linking_leaves_the_traces_as_they_are(tmp_path: Path) -> None:
+    traces = [read_trace(small().write(tmp_path / "made.json"))]
+    assert link_traces(traces) == link_traces(traces)

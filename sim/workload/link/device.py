@@ -11,6 +11,7 @@ from collections import defaultdict
 from statistics import median_low
 
 from sim.ops import Lane
+from sim.workload.kineto import DeviceEvent
 from sim.workload.link.nodes import CLOCK_TOLERANCE_NS, Call, Node, RankLines, Stream, device_node
 
 # Operations of one stream that overlap by no more than this did not overlap: traces before 2024 cut start and
@@ -32,9 +33,10 @@ def build_streams(lines: RankLines, first_lane: int) -> list[Lane]:
         lines.streams[device, number] = Stream(first_lane + len(lanes), device, number)
         lanes.append(Lane("stream", number, name))
     calls = {c.correlation: c for line in lines.threads for c in line.calls if c.correlation >= 0}
+    behind = _clock_behind(events, calls, lines)
     for event in events:
         stream = lines.streams[event.device, event.stream]
-        node = device_node(stream.lane, event)
+        node = device_node(stream.lane, event, behind)
         call = calls.get(event.correlation)
         if call is not None and call.start > node.start + CLOCK_TOLERANCE_NS:
             lines.counts["device operations that start before their launch: the launch is not used"] += 1
@@ -51,6 +53,16 @@ def build_streams(lines: RankLines, first_lane: int) -> list[Lane]:
         stream.sort()
     _count_lost_kernels(lines)
     return lanes
+
+
+def _clock_behind(events: list[DeviceEvent], calls: dict[int, Call], lines: RankLines) -> int:
+    """How far the device's clock is behind, where one operation in a hundred, or more, starts before its launch."""
+    lags = sorted(e.start_ns - calls[e.correlation].start for e in events if e.correlation in calls)
+    behind = -lags[len(lags) // 100] if len(lags) > 1 else 0
+    if behind <= CLOCK_TOLERANCE_NS:
+        return 0
+    lines.counts["device clocks that ran behind the host's: set forward until launches come before kernels"] += 1
+    return behind
 
 
 def _untangle(stream: Stream, lines: RankLines) -> None:

@@ -37,7 +37,7 @@ def main_thread(trace: KinetoTrace, lines: list[ThreadLine]) -> int:
         thread = trace.threads[i]
         return marked[i], thread.pid == thread.tid, len(lines[i].calls) + len(lines[i].busy), -i
 
-    return max(range(len(lines)), key=rank, default=0)
+    return max(range(len(trace.threads)), key=rank, default=0)
 
 
 def steps(trace: KinetoTrace, main: int) -> list[HostEvent]:

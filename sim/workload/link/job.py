@@ -14,7 +14,7 @@ from sim.workload.kineto import KinetoTrace, read_trace
 from sim.workload.link import cpu, device, handoff, host, memory, program, ranks, steps, streamwaits, waiting
 from sim.workload.link.collectives import find_collectives
 from sim.workload.link.measured import MeasuredRank, measured_timeline
-from sim.workload.link.nodes import Call, Node, RankLines
+from sim.workload.link.nodes import Call, Node, RankLines, ThreadLine
 from sim.workload.link.steps import StepSpan
 from sim.workload.link.works import Works
 
@@ -123,7 +123,8 @@ class _Rank:
         self.lanes: list[Lane] = host.thread_lanes(trace)
         lines.threads = host.thread_lines(trace)
         if not lines.threads:
-            raise InputError(trace.path, "a trace with no host events; profile with ProfilerActivity.CPU as well")
+            lines.counts["traces without host events: the gaps between kernels are kept as they are"] += 1
+            self.lanes, lines.threads = [Lane("thread", 0, "host")], [ThreadLine(0)]
         lines.main = host.main_thread(trace, lines.threads)
         self.lanes += device.build_streams(lines, len(self.lanes))
         lines.origin = _origin(lines)
@@ -170,7 +171,8 @@ class _Rank:
 
 
 def _origin(lines: RankLines) -> int:
-    starts = [events[0].start_ns for events in (lines.trace.host, lines.trace.runtime, lines.trace.device) if events]
+    starts = [events[0].start_ns for events in (lines.trace.host, lines.trace.runtime) if events]
+    starts += [stream.nodes[0].start for stream in lines.streams.values()]
     return min(starts)
 
 

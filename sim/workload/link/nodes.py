@@ -132,9 +132,9 @@ def plain_name(name: str) -> str:
     return re.sub(r"(_v\d+|_pt[sd]z)+$", "", re.sub(r"^(cuda|cu|hip)(?=[A-Z])", "", name))
 
 
-def device_node(lane: int, event: DeviceEvent) -> Node:
-    """A node of a stream from its event."""
+def device_node(lane: int, event: DeviceEvent, behind: int) -> Node:
+    """A node of a stream from its event, on the host's clock: the device's is ``behind`` nanoseconds behind."""
     kind: NodeKind = "kernel" if event.kind == "kernel" else "copy"
-    node = Node(kind, lane, event.name, event.start_ns, event.end_ns)
+    node = Node(kind, lane, event.name, event.start_ns + behind, event.end_ns + behind)
     node.detail = event
     return node
