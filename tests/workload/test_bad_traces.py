@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_machine import Machine
 from oracle import replay, steps
 
 from sim.errors import InputError, UserError
 from sim.workload.kineto import read_trace
 from sim.workload.link import link_traces, read_traces
+from tests.workload.made_machine import Machine
 
 Event = dict[str, Any]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from oracle import replay as oracle_replay
 from oracle import steps
-from scaling import scaled
 
 from sim.ops import Alloc, Collective, Free, HostCall, Kernel
 from sim.place.captured import place_as_captured
 from sim.replay.replay import replay
 from sim.timeline import Timeline
 from sim.workload.link import Linked, link_traces, read_traces
+from tests.workload.scaling import scaled
 
 # Whether the first step of the trace was cut by the profiler's start: it is left out of what is claimed.
 TRACES = {
