@@ -15,9 +15,7 @@ def main() -> None:
     iterations, batch = vars(parser.parse_args()).values()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    config = GPT2Config(
-        n_layer=2, n_embd=128, n_head=4, vocab_size=512, n_positions=64, bos_token_id=0, eos_token_id=0
-    )
+    config = GPT2Config(n_layer=2, n_embd=128, n_head=4, vocab_size=512, n_positions=64, bos_token_id=0, eos_token_id=0)
     model = GPT2LMHeadModel(config)
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("gloo")

@@ -128,7 +128,8 @@ def _members(args: Args, lines: RankLines) -> tuple[int, ...]:
         return tuple(sorted(set(ranks)))
     if args.group_name is not None and str(args.group_name) in trace.groups:
         return tuple(sorted(set(trace.groups[str(args.group_name)])))
-    return tuple(range(max(args.group_size or trace.world_size or 1, 1)))
+    size = args.group_size or trace.world_size
+    return tuple(range(size)) if size and size > lines.rank else (lines.rank,)
 
 
 def size_of(kind: CollectiveKind, args: Args, around: list[HostEvent], ranks: int) -> tuple[int, str]:

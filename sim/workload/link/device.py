@@ -32,7 +32,7 @@ def build_streams(lines: RankLines, first_lane: int) -> list[Lane]:
         name = f"stream {number}" if len(devices) == 1 else f"device {device} stream {number}"
         lines.streams[device, number] = Stream(first_lane + len(lanes), device, number)
         lanes.append(Lane("stream", number, name))
-    calls = {c.correlation: c for line in lines.threads for c in line.calls if c.correlation >= 0}
+    calls = _launching_calls(lines)
     behind = _clock_behind(events, calls, lines)
     for event in events:
         stream = lines.streams[event.device, event.stream]
@@ -53,6 +53,20 @@ def build_streams(lines: RankLines, first_lane: int) -> list[Lane]:
         stream.sort()
     _count_lost_kernels(lines)
     return lanes
+
+
+def _launching_calls(lines: RankLines) -> dict[int, Call]:
+    """Calls by correlation id.  Runtime and driver may both record one launch, the one inside the other: the outer."""
+    calls: dict[int, Call] = {}
+    for line in lines.threads:
+        inner: set[Call] = set()
+        for call in line.calls:
+            outer = calls.setdefault(call.correlation, call) if call.correlation >= 0 else call
+            if outer is not call and outer.lane == call.lane and call.end <= outer.end:
+                inner.add(call)
+        if inner:
+            line.calls = [call for call in line.calls if call not in inner]
+    return calls
 
 
 def _clock_behind(events: list[DeviceEvent], calls: dict[int, Call], lines: RankLines) -> int:
