@@ -143,7 +143,7 @@ def trace(words: Sequence[str], /, out: Path, steps: int, warmup: int, script: S
 
     check_steps(steps, warmup)
     spec = CaptureSpec(what_to_run(script=script, **run), out, steps, warmup, ("tracesim", *words))
-    done = capture(spec, lambda doing: click.echo(f"tracesim: {doing}", err=True))
+    done = capture(spec, _line_by_line())
     if done.note:
         click.echo(f"tracesim: warning: {done.note}", err=True)
     if done.rank == 0:
@@ -207,6 +207,11 @@ def _progress() -> Iterator[Callable[[str], None]]:
     """A line on stderr that says what is being done, on a terminal only."""
     with Console(stderr=True).status("starting") as status:
         yield status.update
+
+
+def _line_by_line() -> Callable[[str], None]:
+    """The same beside the output of a script, which a status line would garble."""
+    return lambda doing: click.echo(f"tracesim: {doing}", err=True) if sys.stderr.isatty() else None
 
 
 def _write_json(content: bytes, target: str | None) -> None:

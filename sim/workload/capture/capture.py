@@ -70,7 +70,7 @@ def _note(spec: CaptureSpec, session: Session, ending: str) -> str:
     """What is to be said of a run that ended before all was recorded, or ill; UserError where nothing is recorded."""
     if isinstance(spec.run, ModelRun):
         return ""
-    script = spec.run.path
+    script, ending = spec.run.path, " ".join(ending.split())
     if session.recorded == spec.steps:
         well = ending in ("", ENDED, f"{EXITED} 0")
         return "" if well else f"{script}: {ending}, after all {spec.steps} steps were recorded"

@@ -36,7 +36,8 @@ def run_script(run: ScriptRun, session: Session) -> str:
         except SystemExit as ended:
             return f"{EXITED} {ended.code if ended.code is not None else 0}"
         except Exception as error:
-            return f"raised {type(error).__name__}: {error} ({_where(run, error)})"
+            said = error.msg if isinstance(error, SyntaxError) else error
+            return f"raised {type(error).__name__}: {said} ({_where(run, error)})"
         finally:
             session.stop()
     return ENDED

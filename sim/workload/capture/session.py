@@ -35,66 +35,76 @@ class Session:
         self.warmup = warmup
         self.snapshot: Any = None
         self.ended = 0
+        self.over = False
         self.on_cpu = True
         self.rank_of_ranks: tuple[int, int] | None = None
         self._tell = tell
-        self._over = False
-        self._profiler = profile(
-            activities=_activities(),
-            schedule=schedule(wait=max(warmup - 1, 0), warmup=min(warmup, 1), active=steps, repeat=1),
-            record_shapes=True,
-            profile_memory=True,
-            experimental_config=_with_sync_events(),
-            acc_events=True,  # there is one cycle; False warns of a second one that never comes
-        )
+        self._profiler: Any = None
+        self._started_at = 0
 
     @property
     def recorded(self) -> int:
         """Whole steps on record."""
         return min(max(self.ended - self.warmup, 0), self.steps)
 
-    @property
-    def over(self) -> bool:
-        return self._over
-
     def begin(self) -> None:
-        """The first step of the run begins here (for a script: all that comes before its first optimizer step too)."""
-        if torch.cuda.is_available():
-            torch.cuda.init()
-            torch.cuda.memory._record_memory_history(context=None, max_entries=MEMORY_EVENTS)
-        self._tell(f"warming up: {self.warmup} steps" if self.warmup else f"recording {self.steps} steps")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that without a warm-up the first step is skewed is what was asked for
-            self._profiler.start()
+        """The first step of the run begins here (for a script: all that comes before its first optimizer step too).
+
+        Nothing here asks CUDA anything: a script may yet choose which GPUs it sees.
+        """
+        torch.cuda._lazy_call(_record_memory)
+        if self.warmup:
+            self._tell(f"warming up: {self.warmup} steps")
+        if self.warmup <= 1:
+            self._start()
 
     def step_ended(self) -> bool:
         """A step ended, the next begins.  True when the last chosen step has."""
-        if self._over:
+        if self.over:
             return True
         self.ended += 1
+        if self._profiler is None:
+            if self.ended == self.warmup - 1:
+                self._start()
+            return False
         if self.recorded == self.steps:
-            self._prepare_end()
-            self._profiler.step()
-            self._over = True
-            self._tell(f"recorded {self.steps} steps")
-        else:
-            self._profiler.step()
-            if self.ended == self.warmup:
-                self._tell(f"recording {self.steps} steps")
-        return self._over
+            self._last_moment()
+            self.over = True
+        self._profiler.step()
+        if self.ended == self.warmup:
+            self._tell(f"recording {self.steps} steps")
+        return self.over
 
     def stop(self) -> None:
         """End the recording where it is: what came after the last whole step is no step."""
-        if self._over:
+        if self.over:
             return
-        self._over = True
-        if self.ended >= self.warmup:
-            self._prepare_end()
+        self.over = True
+        if self._profiler is None:
+            return
+        if self.recorded:
+            self._last_moment()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the schedule did not come to its end
             self._profiler.stop()
 
-    def _prepare_end(self) -> None:
+    def _start(self) -> None:
+        """The profiler's own warm-up is the run's last; it begins one step before what is recorded."""
+        self._started_at = self.ended
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that without a warm-up the first step is skewed is what was asked for
+            self._profiler = profile(
+                activities=_activities(),
+                schedule=schedule(wait=0, warmup=min(self.warmup, 1), active=self.steps, repeat=1),
+                record_shapes=True,
+                profile_memory=True,
+                experimental_config=_with_sync_events(),
+                acc_events=True,  # there is one cycle; False warns of a second one that never comes
+            )
+            self._profiler.start()
+
+    def _last_moment(self) -> None:
+        """What can only be told or asked while the profiler records."""
         if dist.is_available() and dist.is_initialized():
             self.rank_of_ranks = dist.get_rank(), dist.get_world_size()
         self.on_cpu = cpu_is_device()
@@ -106,12 +116,17 @@ class Session:
 
     def write(self, file: Path, name: str) -> None:
         """Write the trace, gzipped, into ``file``; ``name`` is what it will be called.  OSError where it cannot be."""
-        assert self._over and self.recorded
-        unfinished = self.ended if self.recorded < self.steps else None
+        assert self.over and self.recorded
+        unfinished = self.ended - self._started_at if self.recorded < self.steps else None
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=f"{file.name}.") as folder:
             raw = Path(folder) / "trace.json"
             self._profiler.export_chrome_trace(str(raw))
             _pack(raw, file, name.removesuffix(".gz"), unfinished)
+
+
+def _record_memory() -> None:
+    """From the moment CUDA is there: every segment is then allocated inside the record."""
+    torch.cuda.memory._record_memory_history(context=None, max_entries=MEMORY_EVENTS)
 
 
 def cpu_is_device() -> bool:
