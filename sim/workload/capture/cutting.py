@@ -12,7 +12,7 @@ import functools
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -35,7 +35,8 @@ class _Cutter:
         self._counts: weakref.ref[Any] | None = None
         self._inside = False
         self._due = False
-        self._before: Any = None
+        self._own = False
+        self._original: Any = None
         self._wrapper: Any = None
 
     def hook(self, optimizer: Any, args: object, kwargs: object) -> None:
@@ -51,15 +52,18 @@ class _Cutter:
             self._step_ended()  # its first step, or called by a reference taken earlier
 
     def _wrap(self, optimizer: Any) -> None:
-        """``step`` of this one object, so that the cut comes after its return; a method, as schedulers expect."""
-        bound = optimizer.step
-        function = getattr(bound, "__func__", None)
+        """``step`` of this one object, so that the cut comes after its return; a method, as schedulers expect.
 
-        @functools.wraps(function or bound)
+        No reference to the optimizer stays here: when the script lets go of it, it is gone.
+        """
+        self._own = "step" in vars(optimizer)
+        self._original = original = _function_of(optimizer.step)
+
+        @functools.wraps(original)
         def step(self_: Any, *args: Any, **kwargs: Any) -> Any:
             self._inside = True
             try:
-                result = function(self_, *args, **kwargs) if function is not None else bound(*args, **kwargs)
+                result = original(self_, *args, **kwargs)
             finally:
                 self._inside = False
             if self._due:
@@ -67,15 +71,28 @@ class _Cutter:
                 self._step_ended()
             return result
 
-        self._before = vars(optimizer).get("step")
-        self._wrapper = optimizer.step = types.MethodType(step, optimizer)
+        self._wrapper = step
+        optimizer.step = types.MethodType(step, optimizer)
 
     def release(self) -> None:
         """Take the wrapper off, where the optimizer still is and nobody has wrapped it again."""
         optimizer = self._counts() if self._counts is not None else None
-        if optimizer is None or vars(optimizer).get("step") is not self._wrapper:
+        if optimizer is None or getattr(vars(optimizer).get("step"), "__func__", None) is not self._wrapper:
             return
-        if self._before is None:
-            del optimizer.step
+        if self._own:
+            optimizer.step = types.MethodType(self._original, optimizer)
         else:
-            optimizer.step = self._before
+            del optimizer.step
+
+
+def _function_of(method: Any) -> Callable[..., Any]:
+    """What takes the object first: the method's function, or whatever callable was put in its place."""
+    function = getattr(method, "__func__", None)
+    if function is not None:
+        return cast(Callable[..., Any], function)
+
+    @functools.wraps(method)  # with the mark by which a scheduler knows its own wrapper
+    def unbound(_: Any, *args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    return unbound
