@@ -153,6 +153,25 @@ def test_a_collective_begun_before_the_trace_is_left_out_and_told(tmp_path: Path
     assert [sum(isinstance(op, Collective) for op in p.ops) for p in work.graph.programs] == [1, 1]
 
 
+def test_gloo_makes_a_reduce_scatter_of_an_all_reduce(tmp_path: Path) -> None:
+    """FSDP's: the op has the output and the input, gloo's event the input; a scalar's shape is empty."""
+    lines: list[Line] = [
+        (MAIN, "ProfilerStep#1", 0, 900, []),
+        (MAIN, "c10d::allreduce_", 5, 10, [[[]]]),
+        (MAIN, "c10d::_reduce_scatter_base_", 10, 20, [[64], [128]]),
+        (GLOO, "gloo:all_reduce", 30, 60, [[]]),
+        (GLOO2, "gloo:all_reduce", 29, 90, [[128]]),
+    ]
+    work = job(tmp_path, lines, lines)
+    assert work.graph.warnings == ()
+    ops = work.graph.programs[0].ops
+    started = {op.bytes: ops[op.launch] for op in ops if isinstance(op, Collective) and op.launch is not None}
+    assert {size: op.name for size, op in started.items() if isinstance(op, HostCall)} == {
+        4: "c10d::allreduce_",
+        512: "c10d::_reduce_scatter_base_",
+    }
+
+
 def test_ranks_that_disagree_are_an_error_that_names_them(tmp_path: Path) -> None:
     other = [(t, n, b, e, [[200]] if n.startswith("gloo") else d) for t, n, b, e, d in SLOW]
     with pytest.raises(sim.UserError, match="ranks 0 and 1 disagree about collective 0"):

@@ -87,25 +87,33 @@ def _collective(event: HostEvent, lines: RankLines) -> Iterator[Node]:
 
 def _started(collectives: list[Node], starters: list[tuple[HostEvent, Node]], lines: RankLines) -> list[Node]:
     """Fill ``launch`` with the op that started each collective: the first of its kind and size that had not yet
-    started one, or else of its kind.  One whose op is not in the trace began before it, and is left out."""
+    started one, or else of its kind.  What ran before the first such op was started before the trace: left out."""
     if sum(len(members) > 1 for members in lines.trace.groups.values()) > 1:
-        lines.counts["collectives between CPUs, which do not tell their process group: taken to be of all ranks"] += (
-            len(collectives)
-        )
-    if not starters:
-        return collectives
+        lines.counts[_GROUPLESS] += len(collectives)
     free = sorted(starters, key=lambda starter: starter[0].start_ns)
+    first = free[0][0].start_ns if free else None
     found: list[tuple[int, Node]] = []
     for collective in sorted(collectives, key=lambda node: node.start):
-        fitting = [s for s in free if s[0].start_ns <= collective.start and _kind(s[0]) == _kind(collective.op)]
-        if not fitting:
+        fitting = [s for s in free if s[0].start_ns <= collective.start and _starts(s[0], collective)]
+        if fitting:
+            size = max(_sizes(collective.op), default=0)
+            starter = next((s for s in fitting if size in _sizes(s[0])), fitting[0])
+            free.remove(starter)
+            found.append((starter[0].start_ns, collective))
+            _hand_over(starter[1], collective)
+        elif first is None or collective.start >= first:
+            found.append((collective.start, collective))
+        else:
             lines.counts["collectives that were started before the trace began: left out"] += 1
-            continue
-        starter = next((s for s in fitting if _elements(s[0]) == _elements(collective.op)), fitting[0])
-        free.remove(starter)
-        found.append((starter[0].start_ns, collective))
-        _hand_over(starter[1], collective)
     return [collective for _, collective in sorted(found, key=lambda pair: pair[0])]
+
+
+def _starts(op: HostEvent, collective: Node) -> bool:
+    """gloo makes a reduce_scatter of an all_reduce, of which each rank keeps its part."""
+    meeting = collective.detail
+    assert isinstance(meeting, Meeting)
+    kind = kind_of(op.name)
+    return kind == meeting.kind or (kind, meeting.kind) == ("reduce_scatter", "all_reduce")
 
 
 def _hand_over(call: Node, collective: Node) -> None:
@@ -115,17 +123,13 @@ def _hand_over(call: Node, collective: Node) -> None:
     call.own = call.end - call.start
 
 
-def _kind(event: HostEvent | None) -> str | None:
-    return kind_of(event.name) if event is not None else None
-
-
-def _elements(event: HostEvent | None) -> int:
-    """Elements of the first input, which is a tensor or a list of tensors."""
+def _sizes(event: HostEvent | None) -> list[int]:
+    """Elements of each input that is a tensor or a list of tensors."""
     try:
         shapes = msgspec.json.decode(event.args.dims) if event is not None else []
     except msgspec.DecodeError:
-        return 0
-    return _count(shapes[0]) if isinstance(shapes, list) and shapes else 0
+        return []
+    return [_count(shape) for shape in shapes if shape] if isinstance(shapes, list) else []
 
 
 def _count(shape: object) -> int:
