@@ -101,6 +101,7 @@ def _replay(
 ) -> tuple[Timeline, Summary]:
     from sim.workload.inputs import read_inputs
 
+    gc.disable()  # looking for cycles among a million events, which have none, takes an eighth of a replay
     workload = read_inputs(inputs, tell)
     tell("replaying")
     placement = place(workload.graph, machine, gpus)
@@ -139,6 +140,39 @@ def synth(out: Path, **spec: Any) -> None:
     ranks, ops = len(graph.ranks), sum(len(p.ops) for p in graph.programs)
     click.echo(f"{out}: {graph.name}, {ranks} rank{'s' * (ranks > 1)}, {ops} operations; replay it with")
     click.echo(f"  tracesim replay {out} --topology {'a5000x1' if ranks == 1 else 'a5000x8'}")
+
+
+@cli.command(context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("capture"), show_default=True, metavar="DIR",
+    help="The folder for rank0.pt.trace.json.gz, ... and capture.json; made where it is missing.",
+)  # fmt: skip
+@click.option("--steps", type=int, default=5, show_default=True, help="Steps to record.")
+@click.option("--warmup", type=int, default=3, show_default=True, help="Steps to leave out before them.")
+@click.option("--model", metavar="NAME", help="Run this model, with random weights.")
+@click.option("--batch", type=int, help="With --model: sequences a step on each rank.")
+@click.option("--seq", type=int, help="With --model: tokens a sequence.")
+@click.option("--mode", type=click.Choice(["forward", "train"]), help="With --model.  [default: forward]")
+@click.option(
+    "--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), help="With --model.  [default: float32]"
+)
+@click.option("--to-the-end", is_flag=True, help="Let the script run on after the last recorded step.")
+@click.argument("script", nargs=-1, metavar="[-- SCRIPT.py ARGS...]", type=click.UNPROCESSED)
+@click.pass_obj
+def trace(words: Sequence[str], /, out: Path, steps: int, warmup: int, script: Sequence[str], **run: Any) -> None:
+    """Record the steps of a model or a script under torch.profiler: one trace a rank."""
+    from sim.workload.capture.capture import capture
+    from sim.workload.capture.spec import CaptureSpec, check_steps, what_to_run
+
+    check_steps(steps, warmup)
+    spec = CaptureSpec(what_to_run(script=script, **run), out, steps, warmup, ("tracesim", *words))
+    done = capture(spec, _line_by_line())
+    if done.note:
+        click.echo(f"tracesim: warning: {done.note}", err=True)
+    if done.rank == 0:
+        ranks = f" of {done.ranks} ranks" if done.ranks > 1 else ""
+        click.echo(f"{out}: {done.steps} step{'s' * (done.steps > 1)}{ranks}; replay it with")
+        click.echo(f"  tracesim replay {out} --topology {AS_CAPTURED}")
 
 
 @cli.command()
@@ -256,6 +290,11 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
+def _line_by_line() -> Callable[[str], None]:
+    """The same beside the output of a script, which a status line would garble."""
+    return lambda doing: click.echo(f"tracesim: {doing}", err=True) if sys.stderr.isatty() else None
+
+
 def _write_json(content: bytes, target: str | None) -> None:
     from sim.files import write_whole
 
@@ -267,9 +306,9 @@ def _write_json(content: bytes, target: str | None) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """The command: what a user can cause is one line on stderr and exit code 2."""
-    gc.disable()  # a command is over soon; looking for cycles among a million events takes an eighth of its time
+    words = list(sys.argv[1:] if args is None else args)
     try:
-        cli.main(args=args, prog_name="tracesim", standalone_mode=False)
+        cli.main(args=words, prog_name="tracesim", standalone_mode=False, obj=words)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
     except click.Abort:

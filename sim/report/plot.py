@@ -25,8 +25,9 @@ def write_memory_plot(timeline: Timeline, path: Path) -> None:
     """Write a PNG of what was allocated and reserved over time, with the peak named and the device's memory as a
     line; the same timeline gives the same bytes.
 
-    Ranks with the same curve share a panel; of more than ``MOST_PANELS`` those with the highest peaks are drawn.  UserError where the timeline has no
-    memory events, InputError where the file's name does not end in ``.png`` or it cannot be written.
+    Ranks with the same curve share a panel; of more than ``MOST_PANELS`` those with the highest peaks are drawn.
+    UserError where the timeline has no memory events, InputError where the file's name does not end in ``.png`` or it
+    cannot be written.
     """
     if path.suffix != ".png":
         raise InputError(path, "the plot of memory is a PNG: choose a name that ends in .png")
