@@ -21,7 +21,7 @@ from sim.errors import UserError
 from sim.place.place import place
 from sim.replay.replay import replay
 from sim.report.chrome import write_trace
-from sim.report.summary import summarize
+from sim.report.summary import Summary, summarize
 from sim.topology.load import load_topology
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sim.timeline import Timeline
     from sim.workload.inputs import Workload
 
-__all__ = ["UserError", "load_topology", "place", "read", "replay", "summarize", "synthesize", "write"]
+__all__ = ["Summary", "UserError", "load_topology", "place", "read", "replay", "summarize", "synthesize", "write"]
 
 
 def read(*paths: str | Path) -> Workload:

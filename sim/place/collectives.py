@@ -1,33 +1,274 @@
-"""What one collective costs: the machine's measured curve where it has one, else a ring over its slowest link."""
+"""What one collective costs on a machine, alone: its time, what chose it, and the bytes it puts on every link.
+
+``plan`` is pure: the same machine, kind, bytes and GPUs give the same plan.  Times start when the last rank has
+arrived.  Where the machine's file has a measured curve, that comes first (``source`` "profile"); otherwise NCCL's
+own model chooses and the links decide (``source`` "roofline").  Ignored: faults, CPU jitter, other traffic (the
+replay shares links in time from ``loads``).
+"""
 
 from __future__ import annotations
 
-import numpy as np
-from msgspec import Struct
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import ceil
+from typing import Literal, cast, get_args
 
-from sim.timeline import DurationSource
-from sim.topology.machine import Machine
+from sim.errors import UnknownNameError, UserError
+from sim.ops import CollectiveKind
+from sim.place import nccl_tables as tables
+from sim.place.collectives_measured import Reading, read_curve
+from sim.place.nccl_search import Rings, bus_bandwidth, find_rings, link_demand
+from sim.place.nccl_time import Ask, Cost, choose, cost, hop_us
+from sim.topology.machine import Gpu, Machine, Route
+from sim.units import ns_from_us
+
+Loads = tuple[tuple[str, int], ...]
+Transfer = tuple[int, int, int]
 
 
-class CollectivePlan(Struct, frozen=True):
-    """Nanoseconds of one collective alone, and how it runs."""
+@dataclass(frozen=True)
+class CollectivePlan:
+    """One collective on its GPUs.
 
-    ns: int
+    ``ns`` = ``latency_ns`` (no link is busy) + ``transfer_ns`` (the bytes of ``loads`` are on their lanes, all at one
+    common rate).  ``call_ns`` is what calls issued back to back would show: never less than the host takes for one.
+    ``loads``: (lane, bytes) in name order; ``bound``: the lane or part that bounds the transfer.
+    """
+
+    kind: CollectiveKind
+    nbytes: int
+    ranks: int
+    latency_ns: int
+    transfer_ns: int
+    call_ns: int
     algorithm: str
     protocol: str
-    source: DurationSource
+    channels: int
+    source: Literal["profile", "roofline"]
+    bound: str
+    loads: Loads
     note: str = ""
+
+    @property
+    def ns(self) -> int:
+        """Time on the devices."""
+        return self.latency_ns + self.transfer_ns
+
+    @property
+    def call_us(self) -> float:
+        """``call_ns`` in microseconds."""
+        return self.call_ns / 1e3
+
+    @property
+    def algbw_gb_s(self) -> float:
+        """Bytes / call time (nccl-tests, PERFORMANCE.md)."""
+        return self.nbytes / self.call_ns if self.call_ns else 0.0
+
+    @property
+    def busbw_gb_s(self) -> float:
+        """algbw x what each rank's link carries of a byte."""
+        return self.algbw_gb_s * bus_factor(self.kind, self.ranks)
+
+
+def bus_factor(kind: str, ranks: int) -> float:
+    """busbw / algbw as nccl-tests defines it."""
+    if kind == "all_reduce":
+        return 2 * (ranks - 1) / ranks
+    return (ranks - 1) / ranks if kind in ("all_gather", "reduce_scatter", "all_to_all") else 1.0
 
 
 def plan(machine: Machine, kind: str, nbytes: int, gpus: tuple[int, ...]) -> CollectivePlan:
-    """Plan a collective of ``nbytes`` (the whole tensor) over these GPUs."""
-    for curve in machine.collectives.measured:
-        if curve.kind == kind and curve.ranks == len(gpus):
-            us = float(np.exp(np.interp(np.log(nbytes), np.log(curve.bytes), np.log(curve.us))))
-            return CollectivePlan(round(us * 1e3), "ring", "simple", "profile")
-    names = [machine.gpus[i].name for i in gpus]
-    slowest = min(
-        machine.transfer_route(a, b).bandwidth_gb_s for a, b in zip(names, names[1:] + names[:1], strict=True)
+    """The plan of one collective over these GPUs (places in the machine's order, one a rank).
+
+    ``nbytes`` is the whole tensor as nccl-tests counts it.  For send and recv the two GPUs are sender and receiver.
+    UserError for an unknown kind, GPUs that are not there or stand twice, and bytes below 0.
+    """
+    kind = _checked_kind(kind)
+    _check(machine, kind, nbytes, gpus)
+    if len(gpus) == 1:
+        return _alone(kind, nbytes)
+    if kind in ("send", "recv"):
+        return replace(plan_transfers(machine, ((gpus[0], gpus[1], nbytes),)), kind=kind, nbytes=nbytes)
+    if kind == "all_to_all":
+        piece = ceil(nbytes / len(gpus))
+        every = tuple((a, b, piece) for a in gpus for b in gpus if a != b)
+        moved = plan_transfers(machine, every)
+        call_ns = max(moved.call_ns, _host_ns(machine))
+        return replace(moved, kind=kind, nbytes=nbytes, ranks=len(gpus), call_ns=call_ns)
+    if kind == "barrier":  # torch.distributed's barrier is an all-reduce of one element
+        return replace(plan(machine, "all_reduce", 4, gpus), kind="barrier")
+    return _PLANNERS[machine.collectives.library](machine, kind, nbytes, gpus)
+
+
+def _checked_kind(kind: str) -> CollectiveKind:
+    if kind not in get_args(CollectiveKind):
+        raise UnknownNameError("collective", kind, get_args(CollectiveKind))
+    return cast(CollectiveKind, kind)
+
+
+def _check(machine: Machine, kind: CollectiveKind, nbytes: int, gpus: tuple[int, ...]) -> None:
+    if nbytes < 0:
+        raise UserError(f"a collective of {nbytes} bytes cannot be; give 0 or more")
+    count = len(machine.gpus)
+    wrong = [g for g in gpus if not 0 <= g < count]
+    if wrong or not gpus:
+        raise UserError(f"{machine.name} has {count} devices, 0 to {count - 1}; asked for {wrong or 'none'}")
+    if len(gpus) > count or len(set(gpus)) < len(gpus):
+        raise UserError(f"each rank needs its own device; asked for {list(gpus)}")
+    if kind in ("send", "recv") and len(gpus) != 2:
+        raise UserError(f"{kind} takes two devices, sender and receiver; asked for {list(gpus)}")
+
+
+def _alone(kind: CollectiveKind, nbytes: int) -> CollectivePlan:
+    """One rank needs no network."""
+    return CollectivePlan(
+        kind=kind,
+        nbytes=nbytes, ranks=1, latency_ns=0, transfer_ns=0, call_ns=0, algorithm="none", protocol="none", channels=0,
+        source="roofline", bound="nothing", loads=(), note="one rank needs no network",
+    )  # fmt: skip
+
+
+# NCCL -----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=512)
+def _rings(machine: Machine, gpus: tuple[int, ...]) -> Rings:
+    return find_rings(machine, tuple(machine.gpus[g] for g in sorted(gpus)))
+
+
+def _ask(machine: Machine, kind: str, nbytes: int, gpus: tuple[int, ...]) -> Ask:
+    members: tuple[Gpu, ...] = tuple(machine.gpus[g] for g in sorted(gpus))
+    return Ask(machine, kind, nbytes, members, _rings(machine, tuple(sorted(gpus))))
+
+
+def _nccl(machine: Machine, kind: CollectiveKind, nbytes: int, gpus: tuple[int, ...]) -> CollectivePlan:
+    ask = _ask(machine, kind, nbytes, gpus)
+    algorithm, protocol = choose(ask)
+    modelled = cost(ask, algorithm, protocol)
+    reading = read_curve(machine, kind, nbytes, len(gpus)) if ask.rings.hosts == 1 else None
+    if reading is None:
+        latency, transfer, note = modelled.latency_us, modelled.transfer_us, ""
+    else:
+        latency, transfer, note = _on_this_host(machine, ask, modelled, reading, gpus)
+    latency_ns, transfer_ns = ns_from_us(latency), ns_from_us(transfer)
+    return CollectivePlan(
+        kind=kind,
+        nbytes=nbytes,
+        ranks=len(gpus),
+        latency_ns=latency_ns,
+        transfer_ns=transfer_ns,
+        call_ns=max(latency_ns + transfer_ns, _host_ns(machine)),
+        algorithm=algorithm,
+        protocol=protocol,
+        channels=ask.rings.channels,
+        source="profile" if reading else "roofline",
+        bound=modelled.bound,
+        loads=_loads(ask, algorithm),
+        note=note,
     )
-    steps = (len(gpus) - 1) * (2 if kind == "all_reduce" else 1)
-    return CollectivePlan(round(steps * nbytes / len(gpus) / slowest), "ring", "simple", "roofline")
+
+
+def _on_this_host(
+    machine: Machine, ask: Ask, modelled: Cost, reading: Reading, gpus: tuple[int, ...]
+) -> tuple[float, float, str]:
+    """Latency and transfer from the measured curve; where links were changed, the transfer scaled as the model's."""
+    if machine.baseline is None:
+        return reading.latency_us, reading.transfer_us, reading.note
+    before = _ask(machine.baseline, ask.kind, ask.nbytes, gpus)
+    was = cost(before, *choose(before))
+    ratio = modelled.transfer_us / was.transfer_us if was.transfer_us else 1.0
+    latency = max(reading.latency_us + modelled.latency_us - was.latency_us, 0.0)
+    if abs(ratio - 1) < 1e-9 and abs(latency - reading.latency_us) < 1e-9:
+        return reading.latency_us, reading.transfer_us, f"{reading.note}; no ring uses what was changed"
+    scaled = f"{reading.note}; its transfer scaled by {ratio:.3g} for the changed links (bound by {modelled.bound})"
+    return latency, reading.transfer_us * ratio, scaled
+
+
+def _host_ns(machine: Machine) -> int:
+    """What the host takes to issue one collective of NCCL."""
+    return ns_from_us(machine.host.collective_us) if machine.collectives.library == "nccl" else 0
+
+
+def _loads(ask: Ask, algorithm: str) -> Loads:
+    """Bytes on each lane, of all channels together."""
+    if algorithm == "nvls":
+        return tuple((lane, round(ask.nbytes * (1 + 1 / ask.ranks))) for lane in ask.rings.crossings)
+    share = ask.nbytes / len(ask.rings.orders)
+    if algorithm == "tree":
+        crossings = ask.rings.tree_crossings
+    elif ask.kind in ("broadcast", "reduce"):
+        crossings = ask.rings.chain_crossings
+    else:
+        crossings, share = ask.rings.crossings, share * ask.hops / ask.ranks
+    return tuple((lane, round(share * count)) for lane, count in crossings.items())
+
+
+def _rounded(bytes_on: dict[str, float]) -> Loads:
+    return tuple((lane, round(amount)) for lane, amount in sorted(bytes_on.items()))
+
+
+# Point to point -------------------------------------------------------------------------------------------------
+
+
+def plan_transfers(machine: Machine, transfers: Iterable[Transfer]) -> CollectivePlan:
+    """A group of sends that run together: (from, to, bytes) each; the lane with most to carry bounds it.
+
+    NCCL sends up to 16 KiB by LL and more by Simple, and does not tune the choice.
+    """
+    asked = tuple(transfers)
+    names = [gpu.name for gpu in machine.gpus]
+    moves = [(machine.transfer_route(names[a], names[b]), float(size)) for a, b, size in asked]
+    largest = max(size for _, _, size in asked)
+    plain = machine.collectives.library != "nccl"
+    protocol: tables.Protocol = "ll" if largest <= tables.P2P_LL_BYTES else "simple"
+    wire = 1 / tables.RING_LL_SHARE if protocol == "ll" and not plain else 1.0
+    transfer, bound = _busiest(machine, moves)
+    latency = max(_send_latency(route, protocol, plain=plain) for route, _ in moves)
+    bytes_on: dict[str, float] = {}
+    for route, size in moves:
+        for lane in route.lanes:
+            bytes_on[lane] = bytes_on.get(lane, 0.0) + size
+    latency_ns, transfer_ns = ns_from_us(latency), ns_from_us(transfer * wire)
+    return CollectivePlan(
+        kind="send", nbytes=largest, ranks=2, latency_ns=latency_ns, transfer_ns=transfer_ns,
+        call_ns=latency_ns + transfer_ns, algorithm="send", protocol="tcp" if plain else protocol, channels=1,
+        source="roofline", bound=bound, loads=_rounded(bytes_on),
+    )  # fmt: skip
+
+
+def _busiest(machine: Machine, moves: list[tuple[Route, float]]) -> tuple[float, str]:
+    """Microseconds that the busiest lane needs, and its name."""
+    rates = machine.capacities
+    return max((amount / rates[lane] / 1e3, lane) for lane, amount in link_demand(moves).items())
+
+
+def _send_latency(route: Route, protocol: tables.Protocol, *, plain: bool) -> float:
+    return route.latency_us if plain else tables.BASE_US["ring"][protocol] + hop_us(route.path, protocol)
+
+
+# The textbook ring ----------------------------------------------------------------------------------------------
+
+
+def _textbook(machine: Machine, kind: CollectiveKind, nbytes: int, gpus: tuple[int, ...]) -> CollectivePlan:
+    """Each step costs the slowest path's latency and one rank's piece over the slowest lane."""
+    ranks = len(gpus)
+    names = [machine.gpus[g].name for g in gpus]
+    routes = tuple(machine.route(a, b) for a, b in zip(names, (*names[1:], names[0]), strict=True))
+    orders = (tuple(names),)
+    rings = Rings(orders, 0.0, 1, routes, *bus_bandwidth(machine, orders, routes))
+    ask = Ask(machine, kind, nbytes, tuple(machine.gpus[g] for g in gpus), rings)
+    chained = kind in ("broadcast", "reduce")
+    steps = ranks - 1 if chained else ask.hops
+    latency_ns = ns_from_us(steps * max(route.latency_us for route in routes))
+    transfer_ns = ceil(nbytes * (1 if chained else steps / ranks) / rings.bus_gb_s)
+    gloo = machine.collectives.library == "gloo"
+    return CollectivePlan(
+        kind=kind,
+        nbytes=nbytes, ranks=ranks, latency_ns=latency_ns, transfer_ns=transfer_ns,
+        call_ns=latency_ns + transfer_ns, algorithm="ring", protocol="tcp" if gloo else "alpha-beta", channels=1,
+        source="roofline", bound=rings.bound, loads=_loads(ask, "ring"),
+    )  # fmt: skip
+
+
+_PLANNERS = {"nccl": _nccl, "gloo": _textbook, "alpha-beta": _textbook}

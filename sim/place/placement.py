@@ -9,15 +9,32 @@ from sim.graph import OpGraph
 from sim.timeline import CollectiveInfo, DurationSource
 
 
+class Flow(msgspec.Struct, frozen=True):
+    """What a transfer does to the machine's links: after ``latency_ns``, in which no link is busy, it moves its bytes
+    in ``transfer_ns`` where it is alone.
+
+    ``shares``: (lane, part of the lane's time that it needs while it runs at that rate), 0 < part <= 1, by name of
+    lane; the lane that bounds it has 1.
+    """
+
+    latency_ns: int
+    transfer_ns: int
+    shares: tuple[tuple[str, float], ...]
+
+
 class Costs(msgspec.Struct, frozen=True):
     """One program on one device: per operation its duration alone, launch lag, stream gap, and where the duration
-    came from.  ``collectives`` tells algorithm and size of each collective operation."""
+    came from.  ``collectives`` tells algorithm and size of each collective operation; ``flows`` the load on links of
+    each transfer that shares them with others (its duration is the flow's, alone); ``workspaces`` the stream (lane) on
+    which a host call launches the first matrix product: cuBLAS takes its workspace then."""
 
     duration_ns: tuple[int, ...]
     lag_ns: tuple[int, ...]
     gap_ns: tuple[int, ...]
     source: tuple[DurationSource, ...]
     collectives: dict[int, CollectiveInfo]
+    flows: dict[int, Flow] = {}
+    workspaces: dict[int, int] = {}
 
 
 class PlacedRank(msgspec.Struct, frozen=True):

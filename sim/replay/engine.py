@@ -14,8 +14,9 @@ import simpy
 
 from sim.errors import DeadlockError, UserError
 from sim.ops import Alloc, Collective, Free, HostCall, Lane, Op
-from sim.place.placement import PlacedRank, Placement
-from sim.replay.memory import DeviceMemory
+from sim.place.placement import Flow, PlacedRank, Placement
+from sim.replay.links import Links
+from sim.replay.memory import RankMemory
 
 UNKNOWN = -1
 Process = Generator[simpy.Event, Any, None]
@@ -55,42 +56,57 @@ def _event(env: simpy.Environment, events: dict[int, simpy.Event], op: int) -> s
 
 
 class Meeting:
-    """One collective: where the ranks of a group instance wait for the last one."""
+    """One collective: where the ranks of a group instance wait for the last one, and for the transfer."""
 
-    def __init__(self, env: simpy.Environment, collective: Collective, members: tuple[int, ...], expected: int) -> None:
+    def __init__(self, env: simpy.Environment, collective: Collective, expected: int) -> None:
         self.collective = collective
-        self.members = members
         self.expected = expected
         self.arrivals: dict[int, int] = {}
-        self.transfer_ns = 0
+        self.alone_ns = 0
         self.end = UNKNOWN
         self.over = env.event()
 
-    def arrive(self, rank: int, time: int, transfer_ns: int) -> None:
-        """``rank`` is there at ``time``; with the last arrival the end is known."""
+    @property
+    def complete(self) -> bool:
+        """All ranks have said when they arrive."""
+        return len(self.arrivals) == self.expected
+
+    @property
+    def last_arrival(self) -> int:
+        return max(self.arrivals.values())
+
+    @property
+    def transfer_ns(self) -> int:
+        """From the last arrival to the end."""
+        return self.end - self.last_arrival
+
+    def arrive(self, rank: int, time: int, alone_ns: int) -> None:
         self.arrivals[rank] = time
-        self.transfer_ns = max(self.transfer_ns, transfer_ns)
-        if len(self.arrivals) == self.expected:
-            self.end = max(self.arrivals.values()) + self.transfer_ns
-            self.over.succeed()
+        self.alone_ns = max(self.alone_ns, alone_ns)
+
+    def finish(self, time: int) -> None:
+        self.end = time
+        self.over.succeed()
 
 
 class Meetings:
     """All collectives under way, by group instance and sequence number."""
 
-    def __init__(self, env: simpy.Environment, placement: Placement) -> None:
+    def __init__(self, env: simpy.Environment, placement: Placement, links: Links | None) -> None:
         self._env = env
+        self._links = links
         self._graph = placement.graph
         self._present = {placed.rank for placed in placement.ranks}
         self._under_way: dict[tuple[str, tuple[int, ...], int], Meeting] = {}
 
-    def join(self, rank: int, op: Collective, time: int, transfer_ns: int) -> Meeting:
+    def join(self, rank: int, op: Collective, time: int, alone_ns: int, flow: Flow | None) -> Meeting:
+        """``rank`` arrives at ``time``; the last arrival begins the transfer."""
         members = self._graph.group_of(op.group, rank)
         key = (op.group, members, op.seq)
         meeting = self._under_way.get(key)
         if meeting is None:
             expected = sum(member in self._present for member in members)
-            meeting = self._under_way[key] = Meeting(self._env, op, members, expected)
+            meeting = self._under_way[key] = Meeting(self._env, op, expected)
         first = meeting.collective
         if not _alike(first, op):
             other = min(meeting.arrivals)
@@ -98,10 +114,19 @@ class Meetings:
                 f"{self._graph.name}: collective {op.seq} of group {op.group!r} is {op.kind} of {op.bytes} bytes on "
                 f"rank {rank} but {first.kind} of {first.bytes} bytes on rank {other}: the ranks' programs disagree"
             )
-        meeting.arrive(rank, time, transfer_ns)
-        if meeting.end != UNKNOWN:
+        meeting.arrive(rank, time, alone_ns)
+        if meeting.complete:
             del self._under_way[key]
+            if flow is None or self._links is None:
+                meeting.finish(meeting.last_arrival + meeting.alone_ns)
+            else:
+                self._env.process(self._move(meeting, flow, self._links))
         return meeting
+
+    def _move(self, meeting: Meeting, flow: Flow, links: Links) -> Process:
+        yield self._env.timeout(meeting.last_arrival + flow.latency_ns - self._env.now)
+        yield links.transfer(flow)
+        meeting.finish(int(self._env.now))
 
     def waiting(self) -> list[str]:
         """Who waits where, for the message of a deadlock."""
@@ -128,14 +153,17 @@ def _ranks(ranks: Sequence[int]) -> str:
 class RankReplay:
     """One rank: its lanes as processes, its moments, its memory."""
 
-    def __init__(self, env: simpy.Environment, placed: PlacedRank, ops: Sequence[Op], meetings: Meetings) -> None:
+    def __init__(
+        self, env: simpy.Environment, placed: PlacedRank, ops: Sequence[Op], meetings: Meetings, links: Links | None
+    ) -> None:
         self.placed = placed
         self.ops = ops
         self.moments = Moments(env, len(ops))
-        self.memory = DeviceMemory(placed.rank, placed.memory_bytes)
+        self.memory = RankMemory(placed)
         self.transfer_ns: dict[int, int] = {}
         self._env = env
         self._meetings = meetings
+        self._links = links
 
     def run(self, lanes: Sequence[Lane]) -> None:
         """Start one process per lane that has operations."""
@@ -148,7 +176,7 @@ class RankReplay:
 
     def _thread(self, indices: Sequence[int]) -> Process:
         env, ops, moments, duration = self._env, self.ops, self.moments, self.placed.costs.duration_ns
-        end = moments.end
+        end, workspaces = moments.end, self.placed.costs.workspaces
         now = 0  # the lane's own clock: where its last operation ended
         for i in indices:
             op = ops[i]
@@ -163,6 +191,8 @@ class RankReplay:
             now += op.before_ns  # type: ignore[union-attr]
             moments.set_start(i, now)
             if isinstance(op, HostCall):
+                if i in workspaces:
+                    self.memory.take_workspace(workspaces[i], now)
                 for awaited in op.waits:
                     if end[awaited] == UNKNOWN:
                         yield moments.end_known(awaited)
@@ -182,30 +212,41 @@ class RankReplay:
         now = 0
         for i in indices:
             op = ops[i]
+            for awaited in op.after:
+                if end[awaited] == UNKNOWN:
+                    yield moments.end_known(awaited)
+                now = max(now, end[awaited])
             now += costs.gap_ns[i]
             launch: int | None = op.launch  # type: ignore[union-attr]
             if launch is not None:
                 if start[launch] == UNKNOWN:
                     yield moments.start_known(launch)
                 now = max(now, start[launch] + costs.lag_ns[i])
-            for awaited in op.after:
-                if end[awaited] == UNKNOWN:
-                    yield moments.end_known(awaited)
-                now = max(now, end[awaited])
             if isinstance(op, Collective):
                 yield from self._communicate(i, op, now)
                 now = end[i]
                 continue
             moments.set_start(i, now)
+            if i in costs.flows and self._links is not None:
+                now = yield from self._move(costs.flows[i], now, self._links)
+                moments.set_end(i, now)
+                continue
             now += costs.duration_ns[i]
             moments.set_end(i, now)
             if now > env.now:
                 yield env.timeout(now - env.now)
 
+    def _move(self, flow: Flow, start: int, links: Links) -> Generator[simpy.Event, Any, int]:
+        """A copy over links that others may use: the moment it is over."""
+        yield self._env.timeout(start + flow.latency_ns - self._env.now)
+        yield links.transfer(flow)
+        return int(self._env.now)
+
     def _communicate(self, i: int, op: Collective, time: int) -> Process:
         """Arrive at ``time``, leave when all ranks of the group have arrived and the data is there."""
         self.moments.set_start(i, time)
-        meeting = self._meetings.join(self.placed.rank, op, time, self.placed.costs.duration_ns[i])
+        costs = self.placed.costs
+        meeting = self._meetings.join(self.placed.rank, op, time, costs.duration_ns[i], costs.flows.get(i))
         if meeting.end == UNKNOWN:
             yield meeting.over
         self.transfer_ns[i] = meeting.transfer_ns
@@ -214,18 +255,19 @@ class RankReplay:
             yield self._env.timeout(meeting.end - self._env.now)
 
 
-def run(placement: Placement) -> list[RankReplay]:
-    """Let time pass until every operation has ended.
+def run(placement: Placement, *, contention: bool = True) -> list[RankReplay]:
+    """Let time pass until every operation has ended; without ``contention`` transfers do not share links.
 
     Raises DeadlockError where ranks wait for each other, naming ranks, collectives and operations, and UserError
     where ranks disagree about a collective.
     """
     env = simpy.Environment(initial_time=0)
-    meetings = Meetings(env, placement)
+    links = Links(env) if contention else None
+    meetings = Meetings(env, placement, links)
     replays = []
     for placed in placement.ranks:
         program = placement.graph.programs[placed.program]
-        replay = RankReplay(env, placed, program.ops, meetings)
+        replay = RankReplay(env, placed, program.ops, meetings, links)
         replay.run(program.lanes)
         replays.append(replay)
     env.run()

@@ -8,9 +8,12 @@ from sim.replay.engine import RankReplay, run
 from sim.timeline import RankInfo, Span, SpanKind, Step, Timeline, Track
 
 
-def replay(placement: Placement) -> Timeline:
-    """Replay a placed graph and tell what happened when.  Raises DeadlockError and UserError as :func:`run` does."""
-    replays = run(placement)
+def replay(placement: Placement, *, contention: bool = True) -> Timeline:
+    """Replay a placed graph and tell what happened when; ``contention`` lets transfers share links.
+
+    Raises DeadlockError and UserError as :func:`run` does.
+    """
+    replays = run(placement, contention=contention)
     tracks: list[Track] = []
     spans: list[Span] = []
     steps: list[Step] = []
@@ -24,7 +27,7 @@ def replay(placement: Placement) -> Timeline:
         spans=tuple(spans),
         steps=tuple(steps),
         memory=tuple(sample for r in replays for sample in r.memory.samples),
-        peaks=tuple(peak for r in replays if (peak := r.memory.peak()) is not None),
+        peaks=tuple(r.memory.peak for r in replays if r.memory.peak is not None),
         out_of_memory=tuple(r.memory.out_of_memory for r in replays if r.memory.out_of_memory is not None),
         warnings=placement.graph.warnings + placement.warnings,
     )

@@ -12,6 +12,8 @@ What differs from a recorded trace, and why:
   (``cudaLaunchKernel`` ...): tools join host and device through runtime calls.
 * A launched collective is wrapped in PyTorch's annotation (``nccl:all_reduce``), by which the plugin finds
   communication.  Its kernel says its size in bytes (``dtype`` is ``Byte``).
+* The lanes of a prediction never overlap.  A measured timeline is written as it is, and where a profiler's rounding
+  made two neighbours overlap by some nanoseconds, Perfetto leaves one of them out, as it does of the trace itself.
 * Memory is there twice: as counters, which Perfetto draws, and as ``[memory]`` instants, which the plugin reads.
 """
 
@@ -68,6 +70,8 @@ def write_traces(timeline: Timeline, path: Path) -> tuple[Path, ...]:
     if path.name.endswith(SUFFIXES):
         write_trace(timeline, path)
         return (path,)
+    if path.suffix and not path.is_dir():
+        raise InputError(path, f"a trace file ends in {' or '.join(SUFFIXES)}; a name without an ending is a folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

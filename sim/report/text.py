@@ -72,10 +72,10 @@ def render_comparison(rows: Sequence[ComparisonRow], console: Console) -> None:
 
 def _comparison(rows: Sequence[ComparisonRow], *, files: bool) -> Table:
     columns = [
-        Column("run", overflow="fold"), _number("step"), _number("compute"), _number("exposed\ncommun."),
-        _number("idle"), _number("peak / card\nGiB"),
-    ]  # fmt: skip
-    table = _table(*columns, *([Column("open in ui.perfetto.dev", no_wrap=True)] if files else []))
+        Column("run", overflow="fold"),
+        *map(number_column, ("step", "compute", "exposed\ncommun.", "idle", "peak / card\nGiB")),
+    ]
+    table = plain_table(*columns, *([Column("open in ui.perfetto.dev", no_wrap=True)] if files else []))
     for row in rows:
         s, parts = row.summary, row.summary.breakdown_ms
         times = [_ms(ms) for ms in (s.step_ms, parts.compute, parts.exposed_communication, parts.idle)]
@@ -88,17 +88,25 @@ def _verdict(summary: Summary, console: Console) -> None:
         console.print(Text(_does_not_fit(event), style="bold red"))
     if len(summary.out_of_memory_at) > 1:
         console.print(Text(f"  and {len(summary.out_of_memory_at) - 1} more ranks", style="red"))
-    what = "the run" if summary.per_step[0].name == UNMARKED else "a step"
+    what = "the run" if _is_unmarked(summary) else "a step"
     time = f"{what} takes {_ms(summary.step_ms)} ms on {_machine(summary.ranks)}"
-    if summary.out_of_memory:
-        console.print(Text(f"As replayed all the same, {time}"))
-        return
     tightest = _tightest(summary.ranks)
+    if summary.out_of_memory:
+        # A replay goes on as if the memory were there; one that did not has no peak beyond what there is.
+        need = ""
+        if tightest is not None and tightest[0] > tightest[1]:
+            need = f" and would need {_gib(tightest[0])} of {_gib(tightest[1])} GiB"
+        console.print(Text(f"As replayed all the same, {time}{need}"))
+        return
     if tightest is None:
-        console.print(Text(f"{time[0].upper()}{time[1:]}; nothing is known of its memory", style="bold"))
+        console.print(Text(f"{time[0].upper()}{time[1:]}; its memory is unknown", style="bold"))
         return
     needed, there = tightest
     console.print(Text(f"Fits: {time} and needs {_gib(needed)} of {_gib(there)} GiB", style="bold green"))
+
+
+def _is_unmarked(summary: Summary) -> bool:
+    return all(step.name == UNMARKED for step in summary.per_step)
 
 
 def _does_not_fit(event: OutOfMemoryRow) -> str:
@@ -130,8 +138,10 @@ def _tightest(ranks: Iterable[RankSummary]) -> tuple[int, int] | None:
 
 
 def _times(summary: Summary, console: Console) -> None:
-    table = _table(Column("one step"), _number("ms"), _number("share"), Column(""), header=False)
-    table.add_row("step", _ms(summary.step_ms), "", _measured(summary), style="bold")
+    table = plain_table(Column("one step"), number_column("ms"), number_column("share"), Column(""), header=False)
+    table.add_row(
+        "run" if _is_unmarked(summary) else "step", _ms(summary.step_ms), "", _measured(summary), style="bold"
+    )
     parts = summary.breakdown_ms
     for name, part in (
         ("compute", parts.compute), ("exposed communication", parts.exposed_communication),
@@ -146,8 +156,10 @@ def _times(summary: Summary, console: Console) -> None:
 def _measured(summary: Summary) -> Text:
     if summary.measured_step_ms is not None and summary.step_error is not None:
         return Text(f"measured {_ms(summary.measured_step_ms)} ms, error {_signed(summary.step_error)}")
+    if summary.measured_step_ms is not None:
+        return Text(f"{_ms(summary.measured_step_ms)} ms on {summary.measured_on}")
     if summary.measured_trace_ms is not None:
-        return Text(f"measured trace {_ms(summary.measured_trace_ms)} ms (it has no step marks)")
+        return Text(f"measured trace {_ms(summary.measured_trace_ms)} ms")
     return Text("")
 
 
@@ -155,7 +167,7 @@ def _memory(summary: Summary, console: Console) -> None:
     fullest = max(summary.ranks, key=lambda rank: rank.peak_reserved_bytes or -1)
     if fullest.peak_reserved_bytes is None or fullest.peak_allocated_bytes is None:
         return
-    table = _table(Column("memory"), _number("GiB"), _number("share"), Column(""), header=False)
+    table = plain_table(Column("memory"), number_column("GiB"), number_column("share"), Column(""), header=False)
     for name, size in (
         ("peak allocated", fullest.peak_allocated_bytes), ("peak reserved", fullest.peak_reserved_bytes),
     ):  # fmt: skip
@@ -176,8 +188,8 @@ def _steps(summary: Summary, console: Console) -> None:
     if len(summary.per_step) < 2 and summary.measured_step_ms is None:
         return
     measured = summary.measured_step_ms is not None
-    columns = [Column("steps", overflow="fold"), _number("slowest rank"), _number("ms")]
-    table = _table(*columns, *([_number("measured"), _number("error")] if measured else []))
+    columns = [Column("steps", overflow="fold"), number_column("slowest rank"), number_column("ms")]
+    table = plain_table(*columns, *([number_column("measured"), number_column("error")] if measured else []))
     for row in summary.per_step[:MOST_STEPS]:
         cells: list[str | Text] = [_plain(row.name), str(row.rank), _ms(row.step_ms)]
         if measured:
@@ -196,10 +208,15 @@ def _ranks(summary: Summary, console: Console) -> None:
     folded = len(summary.ranks) > MOST_RANKS
     ranks = sorted(summary.ranks, key=lambda rank: -rank.step_ms) if folded else list(summary.ranks)
     measured = any(rank.measured_step_ms is not None for rank in ranks)
-    columns = [_number("rank"), Column("device"), _number("step ms")]
-    columns += [_number("measured")] if measured else []
-    columns += [_number("busy ms"), _number("exposed\ncommun."), _number("idle"), _number("peak / card\nGiB")]
-    table = _table(*columns)
+    columns = [number_column("rank"), Column("device"), number_column("step ms")]
+    columns += [number_column("measured")] if measured else []
+    columns += [
+        number_column("busy ms"),
+        number_column("exposed\ncommun."),
+        number_column("idle"),
+        number_column("peak / card\nGiB"),
+    ]
+    table = plain_table(*columns)
     for rank in ranks[:MOST_RANKS]:
         cells: list[str | Text] = [str(rank.rank), _plain(rank.device), _ms(rank.step_ms)]
         if measured:
@@ -216,12 +233,12 @@ def _ranks(summary: Summary, console: Console) -> None:
 def _collectives(summary: Summary, console: Console) -> None:
     if not summary.collectives:
         return
-    table = _table(
-        Column("collectives"), _number("bytes"), _number("ranks"), Column("how"), _number("count"),
-        _number("total ms"), _number("without\nwaiting"),
+    table = plain_table(
+        Column("collectives"), number_column("bytes"), number_column("ranks"), Column("how"), number_column("count"),
+        number_column("total ms"), number_column("without\nwaiting"),
     )  # fmt: skip
     for row in summary.collectives[:MOST_COLLECTIVES]:
-        how = ", ".join(name for name in (row.algorithm, row.protocol) if name)
+        how = ", ".join(dict.fromkeys(name for name in (row.algorithm, row.protocol) if name))
         table.add_row(
             row.kind, format_bytes(row.bytes), str(row.ranks), _plain(how), str(row.count), _ms(row.total_ms),
             _ms(row.transfer_ms),
@@ -234,9 +251,9 @@ def _collectives(summary: Summary, console: Console) -> None:
 def _top_ops(summary: Summary, console: Console) -> None:
     if not summary.top_ops:
         return
-    table = _table(
+    table = plain_table(
         Column("dearest on the busiest rank", no_wrap=True, overflow="ellipsis", ratio=1),
-        _number("count"), _number("total ms"), _number("share"), expand=True,
+        number_column("count"), number_column("total ms"), number_column("share"), expand=True,
     )  # fmt: skip
     for row in summary.top_ops:
         table.add_row(_plain(_short(row.name)), str(row.count), _ms(row.total_ms), _percent(row.share))
@@ -271,11 +288,13 @@ def _more(count: int, what: str, console: Console) -> None:
         console.print(Padding(Text(f"... and {count} more {what}", style="dim"), (0, 0, 0, 1)))
 
 
-def _table(*columns: Column, header: bool = True, expand: bool = False) -> Table:
+def plain_table(*columns: Column, header: bool = True, expand: bool = False) -> Table:
+    """The look of all tables: no frame, a line under the head."""
     return Table(*columns, box=box.SIMPLE_HEAD, show_header=header, show_edge=False, pad_edge=False, expand=expand)
 
 
-def _number(name: str) -> Column:
+def number_column(name: str) -> Column:
+    """Right-aligned and never wrapped."""
     return Column(name, justify="right", no_wrap=True)
 
 
@@ -314,10 +333,10 @@ def _of_card(peak: int | None, memory: int | None) -> str:
 
 
 def _peak_of_card(summary: Summary) -> str:
-    if summary.out_of_memory:
-        event = summary.out_of_memory_at[0]
-        return f"> {_gib(event.capacity_bytes)}"
     fullest = max(summary.ranks, key=lambda rank: rank.peak_reserved_bytes or -1)
+    for event in summary.out_of_memory_at[:1]:
+        if (fullest.peak_reserved_bytes or 0) <= event.capacity_bytes:
+            return f"> {_gib(event.capacity_bytes)}"
     return _of_card(fullest.peak_reserved_bytes, fullest.memory_bytes)
 
 

@@ -134,8 +134,6 @@ def _link(cls: str, model: LinkClass, a: str, b: str) -> Link:
         nccl_gb_s=model.nccl_gb_s or model.bandwidth_gb_s,
         latency_us=model.latency_us,
         duplex=model.duplex,
-        ring_efficiency=model.ring_efficiency,
-        ports=model.ports,
         source=model.source,
     )
 

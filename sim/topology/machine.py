@@ -13,6 +13,7 @@ from typing import Literal
 
 import networkx as nx
 
+from sim.errors import UserError
 from sim.topology.device import DeviceProfile
 from sim.topology.names import natural
 from sim.topology.schema import Collectives, HostCosts, LinkKind, NcclSettings, NodeKind
@@ -42,8 +43,6 @@ class Link:
     nccl_gb_s: float
     latency_us: float
     duplex: Literal["full", "half"]
-    ring_efficiency: float
-    ports: int | None
     source: str
 
     @property
@@ -169,7 +168,8 @@ class Machine:
     def route(self, a: str, b: str) -> Route:
         """The path bytes take from node ``a`` to ``b``: NVLink where it joins them, else PCIe and beyond.
 
-        No path leads through another GPU.  Of equal paths the one with most bandwidth wins, then the first by name.
+        No path leads through another GPU (UserError where only such a path exists).  Of equal paths the one with most
+        bandwidth wins, then the first by name.
         """
         if (a, b) not in self._routes:
             self._routes[a, b] = self._find_route(a, b)
@@ -179,7 +179,10 @@ class Machine:
         if a == b:
             return Route((), "LOC")
         hops = self._shortest(a, b, nvlink=True) or self._shortest(a, b, nvlink=False)
-        assert hops, f"{a} and {b} are not joined; the loader checks that"
+        if not hops:
+            raise UserError(
+                f"{self.name}: {a} and {b} are joined only through other devices; give them a switch or CPU"
+            )
         return Route(hops, self._path_class(a, hops))
 
     def _shortest(self, a: str, b: str, *, nvlink: bool) -> tuple[Hop, ...]:

@@ -15,6 +15,9 @@ from sim.topology.device import Count, FileModel, Positive, Text, Time, check_le
 
 NodeKind = Literal["cpu", "memory", "pcie-switch", "nvswitch", "nic", "network-switch"]
 LinkKind = Literal["pcie", "nvlink", "smp", "memory", "network"]
+# A slip of the keyboard (count: 1e16) must be an error of its line, not hours of building.
+GroupCount = Annotated[int, Field(gt=0, le=1024)]
+MAX_GPUS = 16_384
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$")]
 
 
@@ -26,7 +29,7 @@ class Devices(FileModel):
     """
 
     id: Name = "gpu"
-    count: Count = 1
+    count: GroupCount = 1
     profile: Text
     other_profiles: dict[str, str] = Field(default={})
     set: dict[str, object] = Field(default={})
@@ -40,7 +43,7 @@ class NodeGroup(FileModel):
 
     id: Name
     kind: NodeKind
-    count: Count | None = None
+    count: GroupCount | None = None
     shared: bool = False
 
 
@@ -50,9 +53,8 @@ class LinkClass(FileModel):
     ``between``: pairs of ends.  An end is a node (``gpu0``), a range (``gpu0-3``) or a whole group (``gpu``); the
     longer side of a pair is dealt to the shorter in equal consecutive blocks, so ``[gpu, cpu]`` puts four of eight
     GPUs on each of two CPUs.
-    ``nccl_gb_s``: what NCCL's own tables take the link for when it searches its rings (default: bandwidth_gb_s);
-    ``ring_efficiency``: the share of the bandwidth that ring traffic reaches where a link carries it both ways and
-    on through a root complex; ``ports``: NVLinks bonded into one link.
+    ``nccl_gb_s``: what NCCL's own tables take the link for when it searches its rings (default: bandwidth_gb_s).
+    ``enabled``: false takes the links out, for a what-if.
     """
 
     kind: LinkKind
@@ -60,29 +62,32 @@ class LinkClass(FileModel):
     latency_us: Time = 0.0
     duplex: Literal["full", "half"] = "full"
     nccl_gb_s: Positive | None = None
-    ring_efficiency: Annotated[float, Field(gt=0, le=1)] = 1.0
-    ports: Count | None = None
     enabled: bool = True
     source: Text
     between: Annotated[tuple[tuple[str, str], ...], Field(min_length=1)]
 
 
 class HostCosts(FileModel):
-    """What the CPU side costs a synthesized workload, in microseconds a call, and who made the CPU."""
+    """What the CPU side costs a synthesized workload, in microseconds a call, and who made the CPU.
+
+    ``collective_us``: issuing one torch.distributed collective; back-to-back calls cannot be measured faster.
+    """
 
     cpu_vendor: Literal["intel", "amd", "arm", "unknown"] = "unknown"
     op_us: Time = 15.0
     metadata_us: Time = 4.0
+    collective_us: Time = 54.0
     launch_queue_depth: Count = 1024
     source: Text = (
         "op_us, metadata_us: medians over a public 8-GPU V100 training trace (param et_replay tests, DLRM rank 0) of "
         "the time from one top-level aten op to the next, with one kernel launch (15 us; an H100 forward pass of "
         "TraceLens' tests: 20.6 us with Python stacks recorded) and with none (4.0 us; there 4.3 us). "
+        "collective_us: median length of the nccl:all_reduce range in the same trace, torch.profiler on. "
         "launch_queue_depth: outstanding launches saturate at 1023 in a public V100 trace"
     )
 
 
-_ALGORITHMS = ("tree", "ring")
+_ALGORITHMS = ("tree", "ring", "nvls")
 _PROTOCOLS = ("ll", "ll128", "simple")
 
 
@@ -103,7 +108,9 @@ def allowed(value: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class NcclSettings(FileModel):
-    """NCCL's environment on this machine, by the names NCCL uses."""
+    """NCCL's version and environment on this machine, the latter by the names NCCL uses."""
+
+    version: Annotated[str, Field(pattern=r"^2\.\d+(\.\d+)*$")] = "2.28"
 
     NCCL_ALGO: Annotated[str, AfterValidator(lambda v: _choice(v, _ALGORITHMS))] | None = None
     NCCL_PROTO: Annotated[str, AfterValidator(lambda v: _choice(v, _PROTOCOLS))] | None = None
@@ -111,6 +118,12 @@ class NcclSettings(FileModel):
     NCCL_P2P_LEVEL: Literal["LOC", "NVL", "PIX", "PXB", "PHB", "SYS"] | None = None
     NCCL_MIN_NCHANNELS: Annotated[int, Field(ge=1, le=64)] | None = None
     NCCL_MAX_NCHANNELS: Annotated[int, Field(ge=1, le=64)] | None = None
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """Version as numbers: (2, 28)."""
+        major, minor = self.version.split(".")[:2]
+        return int(major), int(minor)
 
     @property
     def algorithms(self) -> tuple[str, ...]:
@@ -162,10 +175,16 @@ class TopologyFile(FileModel):
     source: Text
     hypothetical: bool = False
     assumed: tuple[Text, ...] = ()
-    hosts: Count = 1
+    hosts: GroupCount = 1
     devices: Devices
     nodes: tuple[NodeGroup, ...] = ()
     links: dict[Name, LinkClass] = Field(default={})
     host: HostCosts = HostCosts()
     nccl: NcclSettings = NcclSettings()
     collectives: Collectives = Collectives()
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> TopologyFile:
+        if self.hosts * self.devices.count > MAX_GPUS:
+            raise ValueError(f"hosts x devices.count must be at most {MAX_GPUS} GPUs")
+        return self

@@ -32,14 +32,26 @@ from sim.units import NS_PER_S
 HOST = frozenset({"cpu_op", "Operator", "user_annotation"})
 RUNTIME = frozenset(
     {
-        "cuda_runtime", "Runtime", "cuda_driver", "hip_runtime", "hip_driver",
-        "xpu_runtime", "xpu_driver", "mtia_runtime", "privateuse1_runtime", "privateuse1_driver",
+        "cuda_runtime",
+        "Runtime",
+        "cuda_driver",
+        "hip_runtime",
+        "hip_driver",
+        "xpu_runtime",
+        "xpu_driver",
+        "mtia_runtime",
+        "privateuse1_runtime",
+        "privateuse1_driver",
     }
-)  # fmt: skip
+)
 DEVICE = {
-    "kernel": "kernel", "Kernel": "kernel", "gpu_memcpy": "memcpy", "Memcpy": "memcpy",
-    "gpu_memset": "memset", "Memset": "memset",
-}  # fmt: skip
+    "kernel": "kernel",
+    "Kernel": "kernel",
+    "gpu_memcpy": "memcpy",
+    "Memcpy": "memcpy",
+    "gpu_memset": "memset",
+    "Memset": "memset",
+}
 SYNC = "cuda_sync"
 FLOW = frozenset({"ac2g", "async", "async_cpu_to_gpu"})
 
@@ -122,10 +134,10 @@ class _Device(msgspec.Struct):
 
 
 class _File(msgspec.Struct):
-    traceEvents: list[_Event]
-    distributedInfo: _Distributed = _Distributed()
-    deviceProperties: list[_Device] = []
-    baseTimeNanoseconds: int | None = None
+    events: list[_Event] = msgspec.field(name="traceEvents")
+    distributed: _Distributed = msgspec.field(default=_Distributed(), name="distributedInfo")
+    devices: list[_Device] = msgspec.field(default_factory=list, name="deviceProperties")
+    base_ns: int | None = msgspec.field(default=None, name="baseTimeNanoseconds")
     tracesim_device: str = ""
 
 
@@ -269,23 +281,21 @@ def _decode(path: Path, raw: bytes) -> tuple[_File, Counter[str]]:
 def _decode_leniently(path: Path, raw: bytes) -> tuple[_File, Counter[str]]:
     """Event by event: what does not fit its type is skipped and counted."""
     try:
-        top = msgspec.json.decode(_well_formed(path, raw), type=dict[str, msgspec.Raw] | list[msgspec.Raw])
-        if isinstance(top, list):
-            top, events = {}, top
-        elif "traceEvents" in top:
-            events = msgspec.json.decode(top.pop("traceEvents"), type=list[msgspec.Raw])
+        decoded = msgspec.json.decode(_well_formed(path, raw), type=dict[str, msgspec.Raw] | list[msgspec.Raw])
+        top: dict[str, msgspec.Raw] = decoded if isinstance(decoded, dict) else {}
+        if isinstance(decoded, dict):
+            events = msgspec.json.decode(decoded.get("traceEvents", _ABSENT), type=list[msgspec.Raw])
         else:
-            raise InputError(path, "JSON, but no trace: it has no traceEvents; give what torch.profiler exported")
+            events = decoded
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise InputError(
-            path, "JSON, but no trace: it has no list of events; give what torch.profiler exported"
-        ) from None
+        problem = "JSON, but no trace: it has no list of traceEvents; give what torch.profiler exported"
+        raise InputError(path, problem) from None
     skipped: Counter[str] = Counter()
     return _File(
-        traceEvents=[event for event in (_event(r, skipped) for r in events) if event is not None],
-        distributedInfo=_part(top.get("distributedInfo"), _Distributed, _Distributed()),
-        deviceProperties=_part(top.get("deviceProperties"), list[_Device], []),
-        baseTimeNanoseconds=_part(top.get("baseTimeNanoseconds"), int, None),
+        events=[event for event in (_event(r, skipped) for r in events) if event is not None],
+        distributed=_part(top.get("distributedInfo"), _Distributed, _Distributed()),
+        devices=_part(top.get("deviceProperties"), list[_Device], []),
+        base_ns=_part(top.get("baseTimeNanoseconds"), int, None),
         tracesim_device=_part(top.get("tracesim_device"), str, ""),
     ), skipped
 
@@ -332,7 +342,7 @@ class _Sorting:
         self.path = path
         self.file = file
         self.skipped = skipped
-        self.base_ns = file.baseTimeNanoseconds or 0
+        self.base_ns = file.base_ns or 0
         self.threads: dict[tuple[int, int], int] = {}
         self.thread_names: dict[tuple[int, int], str] = {}
         self.names: dict[str, str] = {}
@@ -341,32 +351,34 @@ class _Sorting:
         self.device: list[DeviceEvent] = []
         self.syncs: list[SyncEvent] = []
         self.memory: list[MemoryEvent] = []
+        # c10::DeviceType: 0 is the CPU, 1 is CUDA (and HIP, which PyTorch calls so)
+        self.memory_device = 0 if file.tracesim_device == "cpu" else 1
         self.flow_ends: dict[tuple[int | str, int | str, float], int] = {}
 
     def trace(self) -> KinetoTrace:
         file = self.file
-        for event in file.traceEvents:
+        for event in file.events:
             if event.ph == "X":
                 self._complete(event)
-            elif event.ph == "i" or event.ph == "I":
+            elif event.ph in ("i", "I"):
                 if event.name == "[memory]":
                     self._memory(event)
             elif event.ph == "M" and event.name == "thread_name":
                 self._thread_name(event)
         if any(d.correlation < 0 for d in self.device):
             self._correlate_by_flows()
-        file.traceEvents = []
+        file.events = []
         self._drop_clock_jumps()
         for events in (self.host, self.runtime, self.device):
             events.sort(key=_start_then_longest)
         self.memory.sort(key=lambda m: m.time_ns)
-        info = file.distributedInfo
+        info = file.distributed
         return KinetoTrace(
             path=str(self.path),
             rank=info.rank if info.rank is not None and info.rank >= 0 else None,
             world_size=info.world_size,
             groups={str(g.pg_name): tuple(g.ranks) for g in info.pg_config if g.ranks},
-            devices={d.id: DeviceProperties(d.name, d.memory) for d in file.deviceProperties},
+            devices={d.id: DeviceProperties(d.name, d.memory) for d in file.devices},
             cpu_is_device=file.tracesim_device == "cpu",
             threads=[Thread(*key, self.thread_names.get(key, f"thread {key[1]}")) for key in self.threads],
             host=self.host,
@@ -396,7 +408,7 @@ class _Sorting:
                     _stream(args.stream, -1),
                     _stream(args.wait_stream, -1),
                     _or_unknown(args.wait_record),
-                )  # fmt: skip
+                )
             )
         elif category in RUNTIME:
             thread = self._thread(event)
@@ -420,7 +432,7 @@ class _Sorting:
 
     def _memory(self, event: _Event) -> None:
         args = event.args
-        if args.device_type != 1:
+        if args.device_type != self.memory_device:
             return
         if event.ts is None or args.memory_bytes is None or not -LARGEST_US < event.ts < 1e17:
             self.skipped["missing or unusable fields"] += 1
@@ -434,7 +446,7 @@ class _Sorting:
                 args.address,
                 args.allocated,
                 args.reserved,
-            )  # fmt: skip
+            )
         )
 
     def _times(self, event: _Event) -> tuple[int, int] | None:
@@ -462,7 +474,7 @@ class _Sorting:
     def _correlate_by_flows(self) -> None:
         """Device events without a correlation id (ROCm) get the flow's that ends at their start."""
         starts = {(r.correlation) for r in self.runtime}
-        for event in self.file.traceEvents:
+        for event in self.file.events:
             if event.ph == "f" and event.cat in FLOW and event.ts is not None:
                 index = self.flow_ends.get((event.pid, event.tid, event.ts))
                 if index is not None and isinstance(event.id, int) and event.id in starts:

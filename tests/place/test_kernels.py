@@ -84,7 +84,7 @@ def test_an_op_without_a_formula_is_an_estimate(a5000: DeviceProfile) -> None:
 
 def test_registering_an_op_twice_is_an_error() -> None:
     with pytest.raises(AssertionError, match="aten::mm has two formulas"):
-        register("aten::mm")(lambda work, device: kernel_cost(work, device))
+        register("aten::mm")(kernel_cost)
 
 
 def test_a_gpu_without_curves_uses_its_data_sheet() -> None:

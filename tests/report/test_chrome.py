@@ -183,6 +183,7 @@ def test_threads_of_two_ranks_that_share_a_number_are_told_apart() -> None:
 
 
 @given(st.integers(0, 10**13), st.integers(0, 10**12))
+@settings(deadline=None)
 def test_times_come_back_to_the_nanosecond(start: int, duration: int) -> None:
     ts, dur = exact_us(start, duration)
     assert (ns(ts), ns(dur)) == (start, duration)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.report.cover import Cover
@@ -21,6 +21,7 @@ def test_by_hand() -> None:
 
 
 @given(INTERVALS, st.integers(0, 60), st.integers(0, 60))
+@settings(deadline=None)
 def test_is_the_number_of_covered_nanoseconds(intervals: list[tuple[int, int]], begin: int, end: int) -> None:
     covered = {t for a, b in intervals for t in range(a, b)}
     assert Cover(intervals).within(begin, end) == len(covered & set(range(begin, end)))

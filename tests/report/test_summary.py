@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from told_timelines import GIB, MS, Sketch, collective, out_of_memory, random_timelines, two_ranks, two_ranks_measured
 
@@ -204,6 +204,7 @@ def test_nothing_to_tell_is_said() -> None:
 
 
 @given(random_timelines(ranks=2))
+@settings(deadline=None)
 def test_laws(timeline: Timeline) -> None:
     s = summarize(timeline)
     s.check()
@@ -219,6 +220,7 @@ def test_laws(timeline: Timeline) -> None:
 
 
 @given(random_timelines(ranks=2), st.integers(0, 2**32))
+@settings(deadline=None)
 def test_the_order_of_spans_does_not_matter(timeline: Timeline, seed: int) -> None:
     order = list(range(len(timeline.spans)))
     random.Random(seed).shuffle(order)
@@ -230,6 +232,7 @@ def test_the_order_of_spans_does_not_matter(timeline: Timeline, seed: int) -> No
 
 
 @given(random_timelines(ranks=1))
+@settings(deadline=None)
 def test_twice_as_slow_takes_twice_as_long(timeline: Timeline) -> None:
     """Stretching all times by two doubles every part."""
     spans = tuple(

@@ -8,10 +8,11 @@ import msgspec
 import pytest
 from golden_cases import WIDTH, comparison_text, console, printed, summary_text
 from rich.console import Console
-from told_timelines import GIB, Sketch, collective, out_of_memory, two_ranks, two_ranks_measured
+from told_timelines import GIB, MS, Sketch, collective, out_of_memory, two_ranks, two_ranks_measured
 
 from sim.report.summary import Summary, summarize
 from sim.report.text import ComparisonRow, render_comparison, render_summary
+from sim.timeline import MemorySample, Step
 
 
 def lines_of(summary: Summary, width: int = WIDTH) -> list[str]:
@@ -34,9 +35,18 @@ def test_the_first_line_says_whether_it_fits() -> None:
     assert "for 3.00 GiB where 23.00 GiB of 24.00 GiB are reserved (22.00 GiB allocated)" in second
 
 
+def test_what_would_be_needed_is_said_where_the_replay_went_on() -> None:
+    # The replay went on to 26 GiB of 24.
+    memory = (MemorySample(0, 5 * MS, 26 * GIB, 26 * GIB),)
+    s = summarize(msgspec.structs.replace(out_of_memory(), memory=memory))
+    text = " ".join(" ".join(lines_of(s)).split())
+    assert "the run takes 5.00 ms on NVIDIA RTX A5000 and would need 26.00 of 24.00 GiB" in text
+    assert "26.00 / 24.00" in comparison_text(summarize(two_ranks()), s).decode()
+
+
 def test_without_memory_events_it_does_not_say_that_it_fits() -> None:
     first = lines_of(summarize(two_ranks_measured()))[0]
-    assert first == "A step takes 13.50 ms on 2 x NVIDIA RTX A5000; nothing is known of its memory"
+    assert first == "A step takes 13.50 ms on 2 x NVIDIA RTX A5000; its memory is unknown"
 
 
 def test_times_with_shares_and_the_error() -> None:
@@ -44,7 +54,22 @@ def test_times_with_shares_and_the_error() -> None:
     assert "13.00" in line_with(s, "measured 13.50 ms, error -3.7 %")
     # 6.5 of 13 ms are half: 12 of 24 marks; 5 of 13 are 38.5 %: 9.2, so 9 marks.
     assert line_with(s, "compute  ").split() == ["compute", "6.50", "50.0", "%", "█" * 12]
-    assert line_with(s, "  idle  ").split()[1:] == ["5.00", "38.5", "%", "█" * 9]
+    assert next(line for line in lines_of(s) if line.startswith("  idle")).split()[1:] == ["5.00", "38.5", "%", "█" * 9]
+
+
+def test_a_trace_without_step_marks_is_told_as_a_run() -> None:
+    whole = Sketch(1).timeline(origin="measured", steps=(Step(0, 0, "trace", 0, 7 * MS),))
+    lines = lines_of(summarize(whole, whole))
+    assert lines[0] == "The run takes 7.00 ms on NVIDIA RTX A5000; its memory is unknown"
+    assert lines[2].split() == ["run", "7.00", "measured", "trace", "7.00", "ms"]
+
+
+def test_an_algorithm_that_is_only_captured_is_named_once() -> None:
+    s = Sketch(1)
+    s.step(0, 0, 0, 10)
+    captured = msgspec.structs.replace(collective(), algorithm="as captured", protocol="as captured")
+    s.work(0, 0, 5, "nccl", "communication", collective=captured)
+    assert line_with(summarize(s.timeline()), "all_reduce").split()[4:7] == ["as", "captured", "1"]
 
 
 def test_estimates_are_pointed_out() -> None:

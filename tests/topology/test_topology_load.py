@@ -203,3 +203,12 @@ def test_the_order_in_the_file_does_not_matter(tmp_path: Path) -> None:
         assert second.links == first.links
         assert list(second.nodes) == list(first.nodes)
         assert second.gpus == first.gpus
+
+
+@pytest.mark.parametrize(
+    ("slip", "told"),
+    [({"hosts": 10**16}, "hosts"), ({"hosts": 1024, "devices": {"count": 1024, "profile": "t4"}}, "16384")],
+)
+def test_a_slip_in_a_count_is_told_at_once(tmp_path: Path, slip: dict[str, object], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        load_topology(write(tmp_path, yaml.safe_dump({**yaml.safe_load(GOOD), **slip})))

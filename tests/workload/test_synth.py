@@ -75,7 +75,7 @@ def test_a_llama_block_is_its_projections_and_one_fused_attention(llama: str) ->
     assert counted["aten::mm"] == 7 * LAYERS + 1
     assert counted["aten::_scaled_dot_product_flash_attention"] == LAYERS
     assert not [name for name in counted if "cpu" in name or "mkldnn" in name]
-    # 2 flops a multiply-add, 64 tokens: q, o 64 x 64, k, v 64 x 32, three of 64 x 160 a layer, the head 64 x 1000.
+    # 2 flops a multiply-add, 64 tokens; a layer: q and o 64 x 64, k and v 64 x 32, three of 64 x 160; head 64 x 1000.
     tokens = 2 * 32
     assert gemm_flops(graph) == 2 * tokens * (LAYERS * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 160) + 64 * 1000)
 

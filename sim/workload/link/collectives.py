@@ -12,18 +12,18 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import msgspec
 
 from sim.ops import DTYPE_BYTES, CollectiveKind
 from sim.workload.kineto import Args, DeviceEvent, HostEvent, KinetoTrace
+from sim.workload.link.meeting import WORLD, Meeting
 from sim.workload.link.nodes import Node, RankLines
 from sim.workload.link.works import DTYPES, SCALAR_TYPES
 
 COMM_KERNEL = re.compile(r"^(void )?(nccl|rccl|oneccl|msccl)", re.IGNORECASE)
 COMM_OP = re.compile(r"^(record_param_comms|(nccl|rccl|gloo|xccl|ucc|mpi):.*)$")
-WORLD = "world"
 
 # In the order they are looked for in a name without its punctuation: the longer names first.
 _KINDS: tuple[tuple[str, CollectiveKind], ...] = (
@@ -31,26 +31,10 @@ _KINDS: tuple[tuple[str, CollectiveKind], ...] = (
     ("alltoall", "all_to_all"), ("broadcast", "broadcast"), ("barrier", "barrier"), ("reduce", "reduce"),
     ("gather", "all_gather"), ("scatter", "broadcast"),
 )  # fmt: skip
-# A rank may receive less than another gives (all_to_all with its own splits), so only these must agree in bytes.
-SAME_BYTES = frozenset({"all_reduce", "all_gather", "reduce_scatter", "broadcast", "reduce"})
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """What a rank knows of one collective: what it moves, and the place where it meets the other ranks."""
-
-    kind: CollectiveKind
-    bytes: int
-    dtype: str
-    group: str
-    seq: int
-    members: tuple[int, ...]
-    peer: int | None = None
-    recorded_seq: int | None = None
 
 
 def find_collectives(lines: RankLines) -> list[Node]:
-    """Turn the kernels that communicate into collectives; returned in order of launch, ``seq`` counting each group's."""
+    """Turn the kernels that communicate into collectives; returned in order of launch."""
     ops = _CommOps(lines.trace)
     counts: defaultdict[str, int] = defaultdict(int)
     found: list[Node] = []
@@ -95,20 +79,21 @@ def _meeting(node: Node, around: list[HostEvent], lines: RankLines) -> Meeting |
     titles = [args.collective or "", *(o.name for o in reversed(around)), event.name]
     members = _members(args, lines)
     group = str(args.group_name) if args.group_name is not None else WORLD
-    kind = next((k for k in map(_kind, titles) if k is not None), None)
+    kind = next((k for k in map(kind_of, titles) if k is not None), None)
     point_to_point = _point_to_point(args, titles, lines.rank)
     if point_to_point is not None:
         kind, peer = point_to_point
         pair = (min(peer, lines.rank), max(peer, lines.rank))
-        size, dtype = _size(kind, args, around, 2)
+        size, dtype = size_of(kind, args, around, 2)
         return Meeting(kind, size, dtype, f"{group}:{pair[0]}-{pair[1]}", 0, pair, peer)
     if kind is None:
         return None
-    size, dtype = _size(kind, args, around, len(members))
+    size, dtype = size_of(kind, args, around, len(members))
     return Meeting(kind, size, dtype, group, 0, members, None, args.sequence)
 
 
-def _kind(title: str) -> CollectiveKind | None:
+def kind_of(title: str) -> CollectiveKind | None:
+    """The kind that a title names, or None."""
     plain = re.sub(r"[^a-z]", "", title.lower())
     return next((kind for name, kind in _KINDS if name in plain), None)
 
@@ -143,10 +128,11 @@ def _members(args: Args, lines: RankLines) -> tuple[int, ...]:
         return tuple(sorted(set(ranks)))
     if args.group_name is not None and str(args.group_name) in trace.groups:
         return tuple(sorted(set(trace.groups[str(args.group_name)])))
-    return tuple(range(max(args.group_size or trace.world_size or 1, 1)))
+    size = args.group_size or trace.world_size
+    return tuple(range(size)) if size and size > lines.rank else (lines.rank,)
 
 
-def _size(kind: CollectiveKind, args: Args, around: list[HostEvent], ranks: int) -> tuple[int, str]:
+def size_of(kind: CollectiveKind, args: Args, around: list[HostEvent], ranks: int) -> tuple[int, str]:
     """Bytes of the whole tensor, and its dtype."""
     if args.in_elements is not None or args.out_elements is not None:
         dtype = SCALAR_TYPES.get(args.dtype or "", "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 
+from sim.workload.link.host import union
 from sim.workload.link.nodes import Node, RankLines, ThreadLine
 
 # A shorter silence is the thread's own work between two ops (Python, a few microseconds a line).
@@ -22,6 +23,8 @@ def find_handoffs(lines: RankLines) -> None:
     workers = [line for line in lines.threads if _works(line)]
     if len(workers) < 2:
         return
+    for line in workers:
+        line.busy = union(line.busy, [(node.start, node.end) for node in line.nodes])
     for line in workers:
         others = [other for other in workers if other is not line]
         for begin, end in _silences(line, lines.origin):

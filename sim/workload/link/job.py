@@ -6,15 +6,15 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from sim.errors import InputError, UserError
+from sim.errors import UserError
 from sim.graph import OpGraph, Program, RankProgram
 from sim.ops import Lane
-from sim.timeline import Timeline
-from sim.workload.kineto import KinetoTrace, read_trace
-from sim.workload.link import device, handoff, host, memory, program, ranks, steps, streamwaits, waiting
+from sim.timeline import RankInfo, Timeline
+from sim.workload.kineto import KinetoTrace
+from sim.workload.link import cpu, device, handoff, host, memory, program, ranks, steps, streamwaits, waiting
 from sim.workload.link.collectives import find_collectives
 from sim.workload.link.measured import MeasuredRank, measured_timeline
-from sim.workload.link.nodes import Call, Node, RankLines
+from sim.workload.link.nodes import Call, Node, RankLines, ThreadLine
 from sim.workload.link.steps import StepSpan
 from sim.workload.link.works import Works
 
@@ -25,23 +25,6 @@ class Linked:
 
     graph: OpGraph
     measured: Timeline
-
-
-def read_traces(paths: list[Path]) -> list[KinetoTrace]:
-    """The traces of files and folders (one rank a file), in order of path; InputError where there is none."""
-    files: list[Path] = []
-    for path in paths:
-        files.extend(_in_folder(path) if path.is_dir() else [path])
-    return [read_trace(file) for file in files]
-
-
-def _in_folder(folder: Path) -> list[Path]:
-    names = sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith((".json", ".json.gz")))
-    traces = [p for p in names if ".trace.json" in p.name]
-    traces = traces or [p for p in names if p.name != "capture.json" and ".workload.json" not in p.name]
-    if not traces:
-        raise InputError(folder, "no traces in this folder; give one with a .pt.trace.json(.gz) file per rank")
-    return traces
 
 
 def graph_from_traces(traces: list[KinetoTrace]) -> OpGraph:
@@ -73,18 +56,19 @@ def link_traces(traces: list[KinetoTrace]) -> Linked:
             f"{len(missing)} ranks are not among the traces ({_some(missing)}): their part in collectives is taken"
             f" from the ranks that are there"
         )
-    warnings += _told([job.lines for job in jobs])
+    warnings += ranks.missing_steps(lines, [job.steps for job in jobs])
+    warnings += _told(lines)
     graph = OpGraph(
         name=name,
         programs=programs,
-        ranks=tuple(RankProgram(job.lines.rank, i, f"gpu{job.device}") for i, job in enumerate(jobs)),
+        ranks=tuple(RankProgram(job.lines.rank, i, job.device_name) for i, job in enumerate(jobs)),
         works=tuple(works.found),
         groups={group: (members,) for group, members in groups.items()},
         warnings=tuple(warnings),
         provenance={"from": "kineto", "traces": ", ".join(Path(t.path).name for t in traces)},
     )
     graph.check()
-    return Linked(graph, measured_timeline(name, [job.measured() for job in jobs], tuple(warnings)))
+    return Linked(graph, measured_timeline(name, [job.measured(i) for i, job in enumerate(jobs)], tuple(warnings)))
 
 
 def _meet(jobs: list[_Rank]) -> dict[str, tuple[int, ...]]:
@@ -94,7 +78,8 @@ def _meet(jobs: list[_Rank]) -> dict[str, tuple[int, ...]]:
     offsets = ranks.clock_offsets(matched, [line.rank for line in lines])
     begin = min(line.origin - offsets[line.rank] for line in lines)
     for job in jobs:
-        job.lines.origin = begin + offsets[job.lines.rank]
+        job.lines.offset = offsets[job.lines.rank]
+        job.lines.origin = begin + job.lines.offset
     return ranks.settle(matched, lines)
 
 
@@ -121,11 +106,12 @@ class _Rank:
         self.lanes: list[Lane] = host.thread_lanes(trace)
         lines.threads = host.thread_lines(trace)
         if not lines.threads:
-            raise InputError(trace.path, "a trace with no host events; profile with ProfilerActivity.CPU as well")
+            lines.counts["traces without host events: the gaps between kernels are kept as they are"] += 1
+            self.lanes, lines.threads = [Lane("thread", 0, "host")], [ThreadLine(0)]
         lines.main = host.main_thread(trace, lines.threads)
         self.lanes += device.build_streams(lines, len(self.lanes))
         lines.origin = _origin(lines)
-        self.collectives = find_collectives(lines)
+        self.collectives = cpu.add_ops(lines) if trace.cpu_is_device else find_collectives(lines)
         self.steps: list[StepSpan] = steps.find_steps(lines)
         self.device = next(iter(lines.streams))[0] if lines.streams else 0
         self.nodes: list[Node] = []
@@ -135,7 +121,7 @@ class _Rank:
         lines = self.lines
         waiting.find_waits(lines)
         for line in lines.threads:
-            line.nodes = [node for call in line.calls for node in _call_nodes(call)]
+            line.nodes += [node for call in line.calls for node in _call_nodes(call)]
         memory.add_memory(lines)
         steps.add_marks(lines, self.steps)
         for line in lines.threads:
@@ -143,18 +129,31 @@ class _Rank:
         handoff.find_handoffs(lines)
         streamwaits.find_stream_waits(lines)
         device.settle_starts(lines)
+        steps.count_cut(lines, self.steps)
         self.nodes = program.in_order(lines)
         program.settle_threads(lines)
 
     def program(self, works: Works) -> Program:
         return Program(tuple(self.lanes), program.operations(self.nodes, works))
 
-    def measured(self) -> MeasuredRank:
-        return MeasuredRank(self.lines, self.lanes, self.nodes, self.steps, self.device)
+    @property
+    def device_name(self) -> str:
+        """The name of the device the rank ran on, as the trace gives it."""
+        if self.lines.trace.cpu_is_device:
+            return "cpu"
+        known = self.lines.trace.devices.get(self.device)
+        return known.name if known is not None else f"gpu{self.device}"
+
+    def measured(self, place: int) -> MeasuredRank:
+        """What was measured; ``place`` is the rank's place among the job's ranks."""
+        known = self.lines.trace.devices.get(self.device)
+        device = RankInfo(self.lines.rank, f"gpu{place}", self.device_name, known.memory_bytes if known else None)
+        return MeasuredRank(self.lines, self.lanes, self.nodes, self.steps, device)
 
 
 def _origin(lines: RankLines) -> int:
-    starts = [events[0].start_ns for events in (lines.trace.host, lines.trace.runtime, lines.trace.device) if events]
+    starts = [events[0].start_ns for events in (lines.trace.host, lines.trace.runtime) if events]
+    starts += [stream.nodes[0].start for stream in lines.streams.values()]
     return min(starts)
 
 

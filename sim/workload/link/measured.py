@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sim.ops import Lane
 from sim.timeline import CollectiveInfo, MemorySample, RankInfo, Span, SpanKind, Step, Timeline, Track
 from sim.workload.kineto import DeviceEvent
-from sim.workload.link.collectives import Meeting
+from sim.workload.link.meeting import Meeting
 from sim.workload.link.nodes import Node, RankLines
 from sim.workload.link.steps import StepSpan
 
@@ -20,7 +20,7 @@ class MeasuredRank:
     lanes: list[Lane]
     nodes: list[Node]
     steps: list[StepSpan]
-    device: int
+    device: RankInfo
 
 
 def measured_timeline(name: str, measured: list[MeasuredRank], warnings: tuple[str, ...]) -> Timeline:
@@ -42,19 +42,12 @@ def measured_timeline(name: str, measured: list[MeasuredRank], warnings: tuple[s
     return Timeline(
         name=name,
         origin="measured",
-        ranks=tuple(_info(rank) for rank in measured),
+        ranks=tuple(rank.device for rank in measured),
         tracks=tuple(tracks),
         spans=tuple(spans),
         steps=tuple(steps),
         memory=tuple(memory),
         warnings=warnings,
-    )
-
-
-def _info(rank: MeasuredRank) -> RankInfo:
-    known = rank.lines.trace.devices.get(rank.device)
-    return RankInfo(
-        rank.lines.rank, f"gpu{rank.device}", known.name if known else "", known.memory_bytes if known else None
     )
 
 

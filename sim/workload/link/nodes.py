@@ -21,12 +21,14 @@ class Node:
     """One operation: when it ran, and what it turned out to depend on.
 
     ``before``, ``own``, ``lag`` and ``gap`` become the durations of sim.ops; ``after``, ``waits`` and ``launch``
-    its references.  ``index`` is the place in the finished program.
+    its references.  ``op`` is the op it was called in, ``work`` the op that it computes; ``detail`` is what its
+    kind needs; ``tail`` is the call in which a collective's thread returns from it; ``index`` is the place in the
+    finished program.
     """
 
     __slots__ = (
         "after", "before", "detail", "end", "gap", "index", "kind", "lag", "lane", "launch", "name", "op", "own",
-        "start", "waits", "work",
+        "start", "tail", "waits", "work",
     )  # fmt: skip
 
     def __init__(self, kind: NodeKind, lane: int, name: str, start: int, end: int) -> None:
@@ -43,8 +45,9 @@ class Node:
         self.after: list[Node] = []
         self.waits: list[Node] = []
         self.op: HostEvent | None = None
-        self.work: int | None = None
+        self.work: HostEvent | None = None
         self.detail: object = None
+        self.tail: Node | None = None
         self.index = -1
 
 
@@ -87,10 +90,11 @@ def _launch_time(node: Node) -> int:
 
 
 class ThreadLine:
-    """A host thread: all its calls, its nodes in order, and when it was busy with ops or calls."""
+    """A host thread: its ops and calls, its nodes in order, and when it was busy with ops or calls."""
 
     def __init__(self, lane: int) -> None:
         self.lane = lane
+        self.ops: list[HostEvent] = []
         self.calls: list[Call] = []
         self.nodes: list[Node] = []
         self.busy: list[tuple[int, int]] = []
@@ -115,6 +119,7 @@ class RankLines:
         self.streams: dict[tuple[int, int], Stream] = {}
         self.main = 0
         self.origin = 0
+        self.offset = 0
         self.counts: Counter[str] = Counter()
 
 
@@ -124,8 +129,9 @@ def plain_name(name: str) -> str:
     return re.sub(r"(_v\d+|_pt[sd]z)+$", "", re.sub(r"^(cuda|cu|hip)(?=[A-Z])", "", name))
 
 
-def device_node(lane: int, event: DeviceEvent) -> Node:
+def device_node(lane: int, event: DeviceEvent, behind: int) -> Node:
+    """A node of a stream from its event, on the host's clock: the device's is ``behind`` nanoseconds behind."""
     kind: NodeKind = "kernel" if event.kind == "kernel" else "copy"
-    node = Node(kind, lane, event.name, event.start_ns, event.end_ns)
+    node = Node(kind, lane, event.name, event.start_ns + behind, event.end_ns + behind)
     node.detail = event
     return node

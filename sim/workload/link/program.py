@@ -6,7 +6,7 @@ import re
 
 from sim.ops import Alloc, Collective, Copy, CopyKind, Free, HostCall, Kernel, Mark, Op
 from sim.workload.kineto import DeviceEvent
-from sim.workload.link.collectives import Meeting
+from sim.workload.link.meeting import Meeting
 from sim.workload.link.memory import Block
 from sim.workload.link.nodes import Node, RankLines
 from sim.workload.link.steps import StepMark
@@ -97,7 +97,7 @@ def _operation(node: Node, works: Works) -> Op:
     lane, before = node.lane, node.before
     if node.kind == "call":
         waits = tuple(sorted({n.index for n in node.waits})) if node.waits else ()
-        return HostCall(lane, before, after, node.name, node.own, waits, node.work)
+        return HostCall(lane, before, after, node.name, node.own, waits, _work(node, works))
     if node.kind == "mark":
         mark = node.detail
         assert isinstance(mark, StepMark)
@@ -109,12 +109,16 @@ def _operation(node: Node, works: Works) -> Op:
     return Alloc(lane, before, after, block.number, block.bytes, block.stream, name=node.name, address=block.address)
 
 
+def _work(node: Node, works: Works) -> int | None:
+    return works.index(node.work) if node.work is not None else None
+
+
 def _device_operation(node: Node, after: tuple[int, ...], works: Works) -> Op:
     launch = node.launch.index if node.launch is not None else None
     lag = node.lag if launch is not None else None
     start = (node.lane, node.name, launch, lag, node.gap, after, node.own)
     if node.kind == "kernel":
-        return Kernel(*start, work=works.index(node.op) if node.op is not None else None)
+        return Kernel(*start, work=_work(node, works))
     if node.kind == "copy":
         event = node.detail
         assert isinstance(event, DeviceEvent)

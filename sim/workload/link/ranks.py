@@ -10,12 +10,15 @@ from statistics import median_low
 
 from sim.errors import InputError, UserError
 from sim.workload.kineto import KinetoTrace
-from sim.workload.link.collectives import SAME_BYTES, Meeting
+from sim.workload.link.meeting import Meeting
 from sim.workload.link.nodes import Node, RankLines
 from sim.workload.link.steps import StepSpan
 
 # rank3.pt.trace.json, rank-3, rank_3of8, worker3.1623143089.pt.trace.json (torch-tb-profiler's worker names)
 _RANK_IN_NAME = re.compile(r"(?:rank|worker|gpu)[-_]?(\d+)", re.IGNORECASE)
+# A rank may receive less than another gives (all_to_all with its own splits), so only these must agree in bytes.
+_SAME_BYTES = frozenset({"all_reduce", "all_gather", "reduce_scatter", "broadcast", "reduce"})
+# Kinds that end on all ranks at once: nobody has the result before everybody has given.
 _ALIKE = frozenset({"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "barrier"})
 
 
@@ -91,14 +94,25 @@ def _step_at(node: Node, steps: list[StepSpan]) -> str:
 
 
 def clock_offsets(matched: list[Matched], ranks: list[int]) -> dict[int, int]:
-    """How far each rank's clock is ahead of the first rank's: all ranks see a collective end at the same time."""
+    """How far each rank's clock is ahead of the first rank's: all ranks see a collective end at the same time.
+
+    Ranks of one host share a clock; what their ends differ by is then scatter, not an offset, and is left alone.
+    """
     reference = ranks[0]
     differences: defaultdict[int, list[int]] = defaultdict(list)
     for one in matched:
         if reference in one.nodes and one.meeting(reference).kind in _ALIKE:
             for rank, node in one.nodes.items():
                 differences[rank].append(node.end - one.nodes[reference].end)
-    return {rank: median_low(differences[rank]) if differences[rank] else 0 for rank in ranks}
+    return {rank: _offset(differences[rank]) for rank in ranks}
+
+
+def _offset(differences: list[int]) -> int:
+    if not differences:
+        return 0
+    offset = median_low(differences)
+    scatter = median_low(abs(d - offset) for d in differences)
+    return offset if abs(offset) > 3 * scatter else 0
 
 
 def settle(matched: list[Matched], lines: list[RankLines]) -> dict[str, tuple[int, ...]]:
@@ -123,6 +137,8 @@ def settle(matched: list[Matched], lines: list[RankLines]) -> dict[str, tuple[in
                 by_rank[rank].counts[f"collectives that rank {_list(absent)} has no part in: met without it"] += 1
             group, members = f"{group} of {_list(ranks)}", tuple(m for m in members if m not in absent)
         transfer = min(one.nodes[rank].own for rank in ranks)
+        if all(one.nodes[rank].tail is not None for rank in ranks):
+            transfer = _end_together([(by_rank[rank].offset, one.nodes[rank]) for rank in ranks])
         size = max(meeting.bytes for meeting in meetings)
         group = _group_name(groups, group, members)
         for rank, meeting in zip(ranks, meetings, strict=True):
@@ -130,6 +146,21 @@ def settle(matched: list[Matched], lines: list[RankLines]) -> dict[str, tuple[in
             one.nodes[rank].detail = replace(meeting, bytes=size, group=group, seq=counts[group], members=members)
         counts[group] += 1
     return groups
+
+
+def _end_together(arrived: list[tuple[int, Node]]) -> int:
+    """Collectives on host threads: each thread returns when it gets to run, so the transfer ends with the first.
+
+    What the others take until they return is their own; it moves to the call that follows the collective.
+    """
+    begin = max(node.start - offset for offset, node in arrived)
+    end = max(begin, min(node.end - offset for offset, node in arrived))
+    for offset, node in arrived:
+        assert node.tail is not None
+        node.tail.own = max(0, node.end - offset - end)
+        node.end = node.tail.start = end + offset
+        node.tail.end = node.tail.start + node.tail.own
+    return end - begin
 
 
 def _group_name(groups: dict[str, tuple[int, ...]], name: str, members: tuple[int, ...]) -> str:
@@ -144,7 +175,7 @@ def _agree(ranks: list[int], meetings: list[Meeting]) -> None:
     for rank, meeting in zip(ranks[1:], meetings[1:], strict=True):
         pair = {first.kind, meeting.kind}
         same_kind = len(pair) == 1 or pair == {"send", "recv"}
-        same_bytes = first.kind not in SAME_BYTES or first.bytes == meeting.bytes
+        same_bytes = first.kind not in _SAME_BYTES or first.bytes == meeting.bytes
         if not same_kind or not same_bytes:
             raise UserError(
                 f"ranks {ranks[0]} and {rank} disagree about collective {first.seq} of process group {first.group!r}:"
@@ -161,3 +192,15 @@ def missing_ranks(lines: list[RankLines], groups: dict[str, tuple[int, ...]]) ->
     """Ranks that took part in the job's collectives and whose traces are not there."""
     present = {line.rank for line in lines}
     return sorted({member for members in groups.values() for member in members} - present)
+
+
+def missing_steps(lines: list[RankLines], steps: list[list[StepSpan]]) -> list[str]:
+    """Which steps some ranks have and others have not."""
+    names = [[step.name for step in rank_steps] for rank_steps in steps]
+    every = dict.fromkeys(name for rank_names in names for name in rank_names)
+    told = []
+    for name in every:
+        without = [line.rank for line, rank_names in zip(lines, names, strict=True) if name not in rank_names]
+        if without:
+            told.append(f"{name} is not in the trace of rank {_list(without)}")
+    return told

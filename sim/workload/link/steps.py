@@ -10,6 +10,7 @@ from sim.workload.link.host import steps
 from sim.workload.link.nodes import Node, RankLines
 
 WHOLE_TRACE = "trace"
+CUT = "first steps that began while the device still did what was launched before the trace: not a whole step"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,16 @@ def add_marks(lines: RankLines, found: list[StepSpan]) -> None:
                 node.after = [stream.nodes[-1] for stream in lines.streams.values() if stream.nodes]
             main.nodes.append(node)
     main.nodes.sort(key=_place)
+
+
+def count_cut(lines: RankLines, found: list[StepSpan]) -> None:
+    """Count a first step that the profiler did not see whole: the device was still at work that it had not recorded."""
+    first = found[0]
+    if first.name == WHOLE_TRACE:
+        return
+    nodes = [node for stream in lines.streams.values() for node in stream.nodes]
+    if any(node.launch is None and node.start < first.end_ns and node.end > first.start_ns for node in nodes):
+        lines.counts[CUT] += 1
 
 
 def _place(node: Node) -> tuple[int, int]:

@@ -17,6 +17,8 @@ from sim.workload.link.nodes import CLOCK_TOLERANCE_NS, Call, Node, RankLines, S
 # operation ended, waited for that one.
 LATE_NS = 20_000
 RELEASED_NS = 10_000
+# Operations of one cudaGraphLaunch need no event calls to wait for each other, and are quick to follow.
+LATE_IN_GRAPH_NS = 3_000
 
 
 def find_stream_waits(lines: RankLines) -> None:
@@ -99,12 +101,13 @@ def _late(lines: RankLines, stream: Stream) -> None:
     for node in stream.nodes:
         ready = max(free, node.launch.end if node.launch is not None else node.start, *(n.end for n in node.after), 0)
         free = max(free, node.end)
-        if node.start - ready < LATE_NS:
+        if node.start - ready < LATE_IN_GRAPH_NS:
             continue
         for other in lines.streams.values():
             place = bisect_right(other.nodes, node.start, key=lambda n: n.end)
             if other is stream or not place:
                 continue
             last = other.nodes[place - 1]
-            if node.start - last.end <= RELEASED_NS and last.end > ready:
+            late = LATE_IN_GRAPH_NS if last.launch is not None and last.launch is node.launch else LATE_NS
+            if node.start - last.end <= RELEASED_NS and last.end > ready and node.start - ready >= late:
                 _add(node, last)

@@ -32,9 +32,9 @@ COPIES_WAITING = frozenset({"Memcpy", "Memcpy2D", "MemcpyHtoD", "MemcpyDtoH", "M
                             "MemcpyToSymbol", "MemcpyFromSymbol"})  # fmt: skip
 QUERIES = frozenset({"EventQuery", "StreamQuery"})
 
-# How many operations a stream takes before a launch must wait, itself not counted.  Measured on a V100 under CUDA 11
-# and 12: launches block when 1,023 operations are outstanding and return when 1,022 are (the driver's channel has
-# 1,024 entries).  A trace that shows more outstanding has a deeper queue, and that one is used.
+# How many operations a stream holds, the one being launched included, when a launch returns.  Measured on a V100
+# (v100-1gpu-steady of HolisticTraceAnalysis): launches block when 1,023 are outstanding and return when 1,022 are.
+# A trace that shows more outstanding has a deeper queue, and that one is used.
 QUEUE_DEPTH = 1_022
 # A call in a queue fuller than this that takes many times its usual time was held back by the queue.
 NEARLY_FULL = 0.95
@@ -119,10 +119,14 @@ def _launched_before(node: Node, call: Call) -> bool:
 
 
 def _wait_for(call: Call, awaited: list[Node], lines: RankLines) -> None:
-    """``call`` returns after ``awaited``; what the trace contradicts is left out and counted."""
-    fitting = [node for node in awaited if node.end <= call.end + CLOCK_TOLERANCE_NS]
-    if len(fitting) < len(awaited):
-        lines.counts["synchronising calls that return before what they wait for has ended: not waited for"] += 1
+    """``call`` returns after ``awaited``; what the trace contradicts is left out and counted.
+
+    An operation that was under way when the call returned is waited for all the same: the clocks of host and device
+    are not aligned better in some traces.
+    """
+    fitting = [node for node in awaited if node.start < call.end]
+    if awaited and not fitting:
+        lines.counts["synchronising calls that return before what they wait for has begun: not waited for"] += 1
     if fitting:
         call.waits = fitting
         call.own = max(0, call.end - max(call.start, *(node.end for node in fitting)))
@@ -151,7 +155,7 @@ def _wait_for_memory(call: Call, lines: RankLines) -> None:
 
 
 def _find_polling(line: ThreadLine, lines: RankLines) -> None:
-    """A run of queries with nothing between them is a loop: its last query waits for what ended before it."""
+    """A run of queries with nothing between them is a loop: one call, which waits for what ended before its last."""
     run: list[Call] = []
     for call in [*line.calls, None]:
         if call is not None and call.plain_name in QUERIES:
@@ -166,8 +170,10 @@ def _end_of_polling(run: list[Call], lines: RankLines) -> None:
     ended = [n for n in (_last_ended(s, run[-1].start) for s in lines.streams.values()) if n is not None]
     latest = max(ended, key=lambda n: n.end, default=None)
     if latest is not None and latest.end > run[-2].start and _launched_before(latest, run[0]):
-        run[-1].waits = [latest]
-        run[-1].own = max(0, run[-1].end - max(run[-1].start, latest.end))
+        loop = run[0]
+        loop.end = run[-1].end
+        loop.waits = [latest]
+        loop.own = max(0, loop.end - max(loop.start, latest.end))
 
 
 def _find_full_queues(lines: RankLines) -> None:

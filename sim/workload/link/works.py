@@ -52,7 +52,7 @@ def _work(op: HostEvent) -> Work:
         dtype = DTYPES.get(written, "") if isinstance(written, str) else ""
         stride = strides[i] if i < len(strides) else None
         if dtype and _ints(shape):
-            inputs.append(tensor_meta(dtype, shape, stride))
+            inputs.append(_tensor(dtype, shape, stride))
         elif isinstance(shape, list) and shape and all(_ints(s) for s in shape):
             inputs.extend(_list_metas(shape, written, stride))
         elif i < len(concrete) and isinstance(concrete[i], str) and concrete[i]:
@@ -65,15 +65,15 @@ def _list_metas(shapes: list[list[int]], written: object, stride: object) -> lis
     names = written if isinstance(written, list) else [written] * len(shapes)
     strides = stride if isinstance(stride, list) and len(stride) == len(shapes) else [None] * len(shapes)
     return [
-        tensor_meta((DTYPES.get(n) if isinstance(n, str) else None) or "float32", shape, s)
+        _tensor((DTYPES.get(n) if isinstance(n, str) else None) or "float32", shape, s)
         for n, shape, s in zip(names, shapes, strides, strict=False)
     ]
 
 
-def tensor_meta(dtype: str, shape: list[int], stride: object) -> TensorMeta:
-    if not _ints(stride) or len(stride) != len(shape) or list(stride) == _contiguous(shape):  # type: ignore[arg-type]
+def _tensor(dtype: str, shape: list[int], stride: object) -> TensorMeta:
+    if not isinstance(stride, list) or not _ints(stride) or len(stride) != len(shape) or stride == _contiguous(shape):
         return TensorMeta(dtype, tuple(shape))
-    return TensorMeta(dtype, tuple(shape), tuple(stride))  # type: ignore[arg-type]
+    return TensorMeta(dtype, tuple(shape), tuple(stride))
 
 
 def _contiguous(shape: list[int]) -> list[int]:

@@ -1,0 +1,262 @@
+"""What NCCL expects of each algorithm and protocol, which one it takes, and what that costs on the links.
+
+Two clocks, kept apart.  *Expected* is NCCL's own tuning model; it alone decides which algorithm and protocol run.
+*Cost* is what the choice then takes, from the machine's links and from how NCCL's kernels hand data on: every turn
+of a rank moves one chunk, in slices that are handed over one by one.  docs/collectives.md derives it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, log2
+
+from sim.place import nccl_tables as tables
+from sim.place.nccl_search import Rings
+from sim.place.nccl_tables import Algorithm, Protocol
+from sim.topology.machine import Gpu, Machine, PathClass
+
+# One exchange of a flag through an NVSwitch takes 1.2 us longer than over a direct NVLink: p2pBandwidthLatencyTest,
+# 3.1 us on 8 x A100 behind NVSwitches against 1.9 us on V100s linked directly (ABCI, public benchmark report).
+# Handing over a slice needs two: the data are there, the slot is free again.
+NVSWITCH_HANDOVER_US = 2 * 1.2
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A collective: kind, bytes of the whole tensor, GPUs in ring order of the machine, rings found for them."""
+
+    machine: Machine
+    kind: str
+    nbytes: int
+    gpus: tuple[Gpu, ...]
+    rings: Rings
+
+    @property
+    def ranks(self) -> int:
+        return len(self.gpus)
+
+    @property
+    def hops(self) -> float:
+        """Times that 1/ranks of the tensor crosses each hop of the ring."""
+        return {"all_reduce": 2 * (self.ranks - 1), "broadcast": self.ranks, "reduce": self.ranks}.get(
+            self.kind, self.ranks - 1
+        )
+
+    @cached_property
+    def capabilities(self) -> frozenset[tuple[int, int]]:
+        return frozenset(profile.capability for profile in {id(g.profile): g.profile for g in self.gpus}.values())
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        return min(self.capabilities)
+
+    @property
+    def generation(self) -> tables.Generation:
+        return tables.generation(self.capability)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Microseconds without transfer, and of transfer; the lane or part that bounds the transfer."""
+
+    latency_us: float
+    transfer_us: float
+    bound: str
+
+    @property
+    def us(self) -> float:
+        return self.latency_us + self.transfer_us
+
+
+def choose(ask: Ask) -> tuple[Algorithm, Protocol]:
+    """What NCCL runs: the least expected time of what is possible and allowed; ties go to the first in its order."""
+    options = list(candidates(ask))
+    return min(options, key=lambda option: expected_us(ask, *option))
+
+
+def candidates(ask: Ask) -> list[tuple[Algorithm, Protocol]]:
+    """Algorithms and protocols that this machine, this kind and the settings allow."""
+    settings = ask.machine.nccl
+    found: list[tuple[Algorithm, Protocol]] = []
+    for algorithm in tables.ALGORITHMS:
+        # "Only disable algo for Allreduce since others only have one" (tuning.cc)
+        if ask.kind == "all_reduce" and algorithm not in settings.algorithms:
+            continue
+        if algorithm != "ring" and not (_nvls(ask) if algorithm == "nvls" else ask.kind == "all_reduce"):
+            continue
+        for protocol in tables.PROTOCOLS:
+            known = protocol in tables.BASE_US[algorithm] and protocol in settings.protocols
+            if known and (protocol != "ll128" or _ll128(ask)):
+                found.append((algorithm, protocol))
+    return found or [("ring", "simple")]
+
+
+def _nvls(ask: Ask) -> bool:
+    """NVLink SHARP: Hopper and later behind an NVSwitch, one host, all-reduce, three ranks or more."""
+    behind = set(ask.rings.paths) == {"NVS"}
+    return ask.kind == "all_reduce" and behind and ask.capability >= (9, 0) and ask.ranks > 2
+
+
+def _ll128(ask: Ask) -> bool:
+    """By default where every hop is NVLink, on the capabilities NCCL has tested; NCCL_PROTO can ask for it."""
+    if ask.machine.nccl.NCCL_PROTO and not ask.machine.nccl.NCCL_PROTO.startswith("^"):
+        return True
+    alike = len(ask.capabilities) == 1
+    near = ask.rings.hosts == 1 and ask.rings.hardware == "nvlink"
+    return near and alike and ask.capability in tables.LL128_CAPABILITIES
+
+
+# NCCL's expectation ---------------------------------------------------------------------------------------------
+
+
+def expected_us(ask: Ask, algorithm: Algorithm, protocol: Protocol) -> float:
+    """NCCL's own estimate (tuning.cc): latency + bytes / bandwidth."""
+    bandwidth = _expected_bandwidth(ask, algorithm, protocol)
+    latency = _expected_latency(ask, algorithm, protocol)
+    if algorithm == "tree":
+        bandwidth *= _correction(protocol, ask.nbytes)
+    across = (algorithm, protocol, ask.kind) == ("ring", "simple", "all_reduce") and ask.rings.hosts > 1
+    if across and ask.nbytes >= tables.RING_PLATEAU_BYTES * ask.rings.channels * ask.ranks:
+        latency *= tables.RING_PLATEAU[ask.generation]
+    return latency + ask.nbytes / bandwidth / 1e3
+
+
+def _correction(protocol: Protocol, nbytes: int) -> float:
+    place = int(log2(max(nbytes >> 6, 1)))
+    row = tables.TREE_CORRECTION[protocol]
+    return row[place] if place < len(row) else 1.0
+
+
+def _expected_bandwidth(ask: Ask, algorithm: Algorithm, protocol: Protocol) -> float:
+    """Algorithm bandwidth, GB/s."""
+    bus = ask.rings.believed_gb_s
+    if algorithm == "nvls":
+        return bus * tables.NVLS_SHARE
+    if algorithm == "ring" and protocol == "ll":
+        return min(_ll_limit(ask), bus * _expected_ll_share(ask)) * ask.ranks / ask.hops
+    if algorithm == "ring":
+        return _ring_bus(ask, protocol, bus) * ask.ranks / ask.hops
+    return _tree_bus(ask, protocol, bus) / 2
+
+
+def _expected_ll_share(ask: Ask) -> float:
+    if ask.machine.nccl.release > tables.OLD_RELEASE:
+        return tables.RING_LL_SHARE
+    sums = ask.rings.hosts > 1 or ask.kind in ("all_reduce", "reduce")
+    return tables.OLD_RING_LL_SHARE if sums else tables.OLD_RING_LL_SHARE_ONE_HOST_NO_SUM
+
+
+def _ll_limit(ask: Ask) -> float:
+    if ask.rings.hosts == 1:
+        return tables.LL_LIMIT_ONE_HOST[ask.generation]
+    vendor = "amd" if ask.machine.host.cpu_vendor == "amd" else "intel"
+    return tables.LL_LIMIT_HOSTS[vendor][tables.node_column(ask.rings.hosts) - 1]
+
+
+def _ring_bus(ask: Ask, protocol: Protocol, bus: float) -> float:
+    if protocol == "ll":
+        return min(_ll_limit(ask), bus * tables.RING_LL_SHARE)
+    if protocol == "ll128":
+        crowded = ask.ranks < 2 * ask.rings.hosts
+        share = tables.RING_LL128_SHARE_ONE_RANK_A_HOST if crowded else tables.RING_LL128_SHARE
+        return min(bus * share, len(ask.rings.orders) * tables.RING_LL128_PER_CHANNEL[ask.generation])
+    return bus
+
+
+def _tree_bus(ask: Ask, protocol: Protocol, bus: float) -> float:
+    column = tables.node_column(ask.rings.hosts)
+    channels = len(ask.rings.orders)
+    bus = min(bus * tables.TREE_SHARE, channels * tables.TREE_PER_CHANNEL[ask.generation][column])
+    if protocol == "ll":
+        return min(bus * tables.TREE_LL_SHARE, _ll_limit(ask))
+    if protocol == "ll128":
+        share = tables.TREE_LL128_SHARE_ONE_HOST if ask.rings.hosts == 1 else tables.TREE_LL128_SHARE_HOSTS
+        return min(bus * share, channels * tables.TREE_LL128_PER_CHANNEL[ask.generation][column])
+    return bus
+
+
+def _expected_latency(ask: Ask, algorithm: Algorithm, protocol: Protocol) -> float:
+    base = tables.BASE_US[algorithm][protocol]
+    hop = tables.HOP_US[ask.rings.hardware][algorithm][protocol]
+    if algorithm == "nvls":
+        return base + hop
+    across = tables.HOP_US["network"][algorithm][protocol]
+    hosts = ask.rings.hosts
+    if algorithm == "tree":
+        return base + 2 * ((ask.ranks / hosts - 1) * hop + int(log2(hosts)) * across)
+    if ask.kind in ("broadcast", "reduce"):
+        return base + (across if hosts > 1 else hop)
+    between = 0 if hosts == 1 else 2 * hosts if ask.kind == "all_reduce" else hosts - 1
+    return base + max(ask.hops - between, 0) * hop + between * across
+
+
+# Cost -----------------------------------------------------------------------------------------------------------
+
+
+def cost(ask: Ask, algorithm: Algorithm, protocol: Protocol) -> Cost:
+    """What the choice takes on the machine's links."""
+    lane, bus = ask.rings.bound, ask.rings.bus_gb_s
+    if algorithm == "nvls":
+        # Out of each GPU go its own data, read by the others' reductions, and 1/r of the result, to all at once.
+        crossing = ask.nbytes * (1 + 1 / ask.ranks)
+        return Cost(_expected_latency(ask, algorithm, protocol), crossing / (bus * tables.NVLS_SHARE) / 1e3, lane)
+    if algorithm == "tree":
+        rate = _tree_bus(ask, protocol, bus) / 2 * _correction(protocol, ask.nbytes)
+        return Cost(_expected_latency(ask, algorithm, protocol), ask.nbytes / rate / 1e3, lane)
+    if protocol == "ll":
+        rate = _ring_bus(ask, protocol, bus) * ask.ranks / ask.hops
+        latency = tables.BASE_US["ring"]["ll"] + _turns(ask, received=False) * _mean_hop(ask, "ll")
+        return Cost(latency, ask.nbytes / rate / 1e3, lane)
+    if protocol == "ll128":
+        return _ll128_cost(ask, lane, bus)
+    return _simple_cost(ask, lane, bus)
+
+
+def _turns(ask: Ask, *, received: bool = True) -> float:
+    """Turns that each rank takes one after another: a send a step, and at last one that only receives."""
+    if ask.kind in ("broadcast", "reduce"):
+        return 1.0 if ask.rings.hosts == 1 else float(ask.rings.hosts)
+    return ask.hops + (1 if received else 0)
+
+
+def _mean_hop(ask: Ask, protocol: Protocol) -> float:
+    """Latency of a hop, averaged over the ring: data pass every hop in turn."""
+    paths = ask.rings.paths
+    return sum(count * hop_us(path, protocol) for path, count in paths.items()) / sum(paths.values())
+
+
+def hop_us(path: PathClass, protocol: Protocol) -> float:
+    """What one hop adds: NCCL's table, and the hand-over through an NVSwitch for the protocol that waits for it."""
+    if path == "NET":
+        return tables.HOP_US["network"]["ring"][protocol]
+    if path in ("NVL", "NVS"):
+        switch = NVSWITCH_HANDOVER_US if path == "NVS" and protocol == "simple" else 0.0
+        return tables.HOP_US["nvlink"]["ring"][protocol] + switch
+    return tables.HOP_US["pcie"]["ring"][protocol]
+
+
+def _simple_cost(ask: Ask, lane: str, bus: float) -> Cost:
+    """Turns of two slices each; where NVLink is as fast as the SMs, the turn that only receives takes as long."""
+    turns = _turns(ask)
+    handover = tables.SLICES * turns * _mean_hop(ask, "simple")
+    crossing = ask.nbytes * ask.hops / ask.ranks
+    chained = ask.kind in ("broadcast", "reduce")
+    if ask.rings.hardware == "nvlink" and ask.rings.hosts == 1 and not chained:
+        # The SMs are busy in every turn, so nothing hides the hand-overs of later rounds through the buffers either.
+        rounds = ceil(ask.nbytes / (ask.rings.channels * ask.ranks * tables.LARGEST_CHUNK))
+        latency = tables.BASE_US["ring"]["simple"] + max(rounds, 1) * handover
+        return Cost(latency, crossing * turns / ask.hops / bus / 1e3, lane)
+    return Cost(tables.BASE_US["ring"]["simple"] + handover, crossing / bus / 1e3, lane)
+
+
+def _ll128_cost(ask: Ask, lane: str, bus: float) -> Cost:
+    """Every grain of a turn waits for its flags, one hop latency each; never faster than the links."""
+    hop = _mean_hop(ask, "ll128") * 20.0 / tables.RING_LL128_PER_CHANNEL[ask.generation]
+    chunk = ask.nbytes / (ask.rings.channels * ask.ranks)
+    grains = max(ceil(chunk / tables.LL128_GRAIN), tables.LL128_LEAST_GRAINS)
+    turns = _turns(ask) if ask.kind not in ("broadcast", "reduce") else ask.ranks
+    on_links = ask.nbytes * ask.hops / ask.ranks / (bus * tables.RING_LL128_SHARE) / 1e3
+    waiting = (grains - 1) * turns * hop
+    bound = lane if on_links > waiting else "waiting for each LL128 grain"
+    return Cost(tables.BASE_US["ring"]["ll128"] + turns * hop, max(waiting, on_links), bound)

@@ -1,0 +1,51 @@
+"""A recorded memory history replayed through the simulated allocator, every address and segment compared.
+
+What the driver decides is taken from the recording: the base address of a new segment, and when it has no
+more memory.  So is what other streams decide: when a block they used is free.  Everything else is predicted:
+which block serves a request and at which address, when memory is asked of the device and how much, which
+cached segments are given back and in which order.
+
+Where the history is not complete, the state at its start is worked out backwards
+(:mod:`sim.replay.allocator.history`).  Where that cannot be done, or does not hold, only memory that the
+history itself shows being taken from the device is checked, and the rest is counted as not predictable.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sim.replay.allocator.comparison import Mismatch, SnapshotReplay, together
+from sim.replay.allocator.history import read_history, start_state
+from sim.replay.allocator.recording import DeviceRecording, Recording, read_recording
+from sim.replay.allocator.stepping import DeviceReplay
+
+__all__ = ["Mismatch", "SnapshotReplay", "replay_device", "replay_recording", "replay_snapshot"]
+
+
+def replay_snapshot(path: str | Path) -> SnapshotReplay:
+    """Read a snapshot pickle and replay it.  Raises :class:`~sim.errors.InputError` for what is no recording."""
+    return replay_recording(read_recording(path))
+
+
+def replay_recording(recording: Recording) -> SnapshotReplay:
+    """Replay every device of a recording; the counts are added up."""
+    replayed = [replay_device(device, recording) for device in recording.devices if device.events]
+    return together(replayed)
+
+
+def replay_device(recording: DeviceRecording, whole: Recording) -> SnapshotReplay:
+    """Replay the history of one device."""
+    history = read_history(recording, whole.path)
+    old_segments = any(view.address not in history.born for view in recording.segments)
+    if not old_segments:
+        history.refuse_unknown_frees(recording.device, whole.path)
+    if history.complete and not old_segments:
+        return DeviceReplay(recording, history, whole, (), complete=True).run()
+    start = start_state(recording, history, whole.config, whole.path)
+    known = None
+    if start is not None:
+        known = DeviceReplay(recording, history, whole, start, complete=True).run()
+        if known.exact:
+            return known
+    born_only = DeviceReplay(recording, history, whole, (), complete=False).run()
+    return born_only if known is None or born_only.exact else known

@@ -1,0 +1,522 @@
+"""Stepping the allocator through a recorded history: what is taken from the recording, and what is compared."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sim.replay.allocator.blocks import Block
+from sim.replay.allocator.caching import Allocation, CachingAllocator
+from sim.replay.allocator.comparison import Mismatch, SnapshotReplay
+from sim.replay.allocator.free_list import FreeList
+from sim.replay.allocator.history import History
+from sim.replay.allocator.intervals import Intervals
+from sim.replay.allocator.ledger import SegmentEvent
+from sim.replay.allocator.oom import OutOfMemoryError
+from sim.replay.allocator.pools import COMMON_POOL, PoolId
+from sim.replay.allocator.recording import DeviceRecording, Recording, TraceEvent
+from sim.replay.allocator.release_order import Release, matching_releases
+from sim.replay.allocator.rounding import SMALL_SIZE, round_size
+from sim.replay.allocator.segments import BlockView, SegmentView, adopt_segment, extend_range, restore
+
+_REQUESTS = ("segment_alloc", "segment_map")
+_RELEASES = ("segment_free", "segment_unmap")
+_NOWHERE = 1 << 62  # where a segment is put that the recording does not have; no device reaches so far
+_ADDRESS_SPACE = 1 << 45  # a recording does not say how large its GPU is; only has to be larger than it
+
+
+class _RecordedDevice:
+    """The driver as it behaved: it gives the addresses of the recording, and nothing where that ran out."""
+
+    total_bytes = _ADDRESS_SPACE
+
+    def __init__(self, replay: DeviceReplay) -> None:
+        self._replay = replay
+        self._nowhere = _NOWHERE
+
+    def free_bytes(self) -> int:
+        return 0
+
+    def allocate(self, nbytes: int, stream: int) -> int | None:
+        event = self._replay.next_event()
+        if event is not None and event.action == "segment_alloc":
+            self._replay.compare_request(event, event.address, nbytes)
+            return event.address
+        return self._unrecorded(event, nbytes)
+
+    def map(self, address: int, nbytes: int) -> bool:
+        event = self._replay.next_event()
+        if event is not None and event.action == "segment_map":
+            self._replay.compare_request(event, address, nbytes)
+            return True
+        return self._unrecorded(event, nbytes) is not None
+
+    def reserve(self, nbytes: int, stream: int) -> int:
+        event = self._replay.next_event()
+        return event.address if event is not None and event.action == "segment_map" else self._away(nbytes)
+
+    def _unrecorded(self, event: TraceEvent | None, nbytes: int) -> int | None:
+        """A request the recording does not have: either it failed, which an out-of-memory tells, or it is wrong."""
+        if event is None or event.action != "alloc":
+            self._replay.skip_completed()
+            return None
+        self._replay.wrong_request(event, nbytes)
+        return self._away(nbytes)
+
+    def _away(self, nbytes: int) -> int:
+        address = self._nowhere
+        self._nowhere += nbytes
+        return address
+
+    def release(self, address: int, nbytes: int) -> None: ...
+    def unmap(self, address: int, nbytes: int) -> None: ...
+    def unreserve(self, address: int, nbytes: int) -> None: ...
+
+
+class _LostError(Exception):
+    """Prediction and recording have parted so far that following the recording makes no sense any more."""
+
+
+class DeviceReplay:
+    """Steps the allocator through the events of one device and counts."""
+
+    def __init__(
+        self,
+        recording: DeviceRecording,
+        history: History,
+        whole: Recording,
+        start: tuple[SegmentView, ...],
+        *,
+        complete: bool,
+    ) -> None:
+        self._device = recording.device
+        self._events = history.events
+        self._place = 0
+        config = whole.config
+        if not whole.settings_known and any(event.action == "segment_map" for event in self._events):
+            config = dataclasses.replace(config, expandable_segments=True)
+        self._allocator = CachingAllocator(config, _RecordedDevice(self), self._hear, recording.device)
+        self._allocator.set_memory_fraction(1.0)  # the recording tells when a limit was reached
+        self._collects = config.garbage_collection_threshold > 0.0
+        if self._collects:
+            self._allocator.count_ages()
+        self._ages_known = complete and not start
+        self._pressed: bool | None = None  # see _under_pressure
+        kinds = {event.action == "segment_map" for event in self._events if event.action in _REQUESTS}
+        kinds.update(view.expandable for view in (*recording.segments, *start) if view.pool_id == COMMON_POOL)
+        self._mixed = len(kinds) == 2  # segments of both kinds: expandable_segments may have been switched
+        self._known = Intervals()  # memory whose blocks are known here
+        self._complete = complete
+        self._elsewhere: set[int] = set()  # blocks in memory that is not known
+        self._pool_ranges: list[tuple[int, int, PoolId]] = [
+            (view.address, view.address + view.size, view.pool_id)
+            for view in (*recording.segments, *start)
+            if view.pool_id != COMMON_POOL
+        ]
+        self._replaying_releases = False
+        self._counts = dict.fromkeys(
+            (
+                "allocations_checked", "allocations_matched", "segments_checked", "segments_matched",
+                "segments_released_checked", "segments_released_matched",
+                "out_of_memory_checked", "out_of_memory_matched", "not_predictable",
+            ), 0,
+        )  # fmt: skip
+        self._mismatch: Mismatch | None = None
+        self._notes: list[str] = []
+        self._fullest = self._reserved_then = 0
+        restore(self._allocator, start)
+        for view in start:
+            self._known.add(view.address, view.address + view.size)
+        if not complete:
+            self._note("memory from before the recording is left out: its blocks cannot be worked out")
+        self._weigh()
+
+    def run(self) -> SnapshotReplay:
+        steps = {
+            "free_requested": self._free_requested,
+            "free_completed": self._free_completed,
+            "segment_free": self._releases,
+            "segment_unmap": self._releases,
+        }
+        try:
+            while (event := self.next_event()) is not None:
+                steps.get(event.action, self._serve)(event)
+        except _LostError:
+            self._give_up()
+        statistics = self._allocator.statistics()
+        fullest = max(self._fullest, 1)
+        return SnapshotReplay(
+            **self._counts,
+            peak_allocated_bytes=statistics.peak_allocated,
+            peak_reserved_bytes=statistics.peak_reserved,
+            fragmentation_at_peak=1.0 - fullest / self._reserved_then if self._reserved_then else 0.0,
+            first_mismatch=self._mismatch,
+            notes=tuple(self._notes),
+        )
+
+    # the recording
+
+    def next_event(self) -> TraceEvent | None:
+        """The event that comes next, or ``None`` at the end."""
+        return self._events[self._place] if self._place < len(self._events) else None
+
+    def skip_completed(self) -> None:
+        """Frees that were completed while the allocator waited for all streams, inside a request."""
+        while (event := self.next_event()) is not None and event.action == "free_completed":
+            self._place += 1
+
+    def _differs(self, event: TraceEvent, expected: int | None, predicted: int | None) -> None:
+        if self._mismatch is None:
+            self._mismatch = Mismatch(event.position, event.action, expected, predicted, self._device)
+
+    def _note(self, note: str) -> None:
+        if note not in self._notes:
+            self._notes.append(note)
+
+    def _weigh(self) -> None:
+        allocated = self._allocator.allocated_bytes
+        if allocated > self._fullest:
+            self._fullest, self._reserved_then = allocated, self._allocator.reserved_bytes
+
+    # requests to the device
+
+    def compare_request(self, event: TraceEvent, address: int, nbytes: int) -> None:
+        """The allocator asks for memory where the recording does: is it as much, and (mapped) at the same place?"""
+        self._counts["segments_checked"] += 1
+        if nbytes != event.size:
+            self._differs(event, event.size, nbytes)
+        elif address != event.address:
+            self._differs(event, event.address, address)
+        else:
+            self._counts["segments_matched"] += 1
+        self._known.add(event.address, event.address + event.size)
+        self._place += 1
+
+    def wrong_request(self, event: TraceEvent, nbytes: int) -> None:
+        """The allocator asks for memory where the recording found some cached."""
+        self._differs(event, None, nbytes)
+
+    def _hear(self, event: SegmentEvent) -> None:
+        """The allocator gives memory back within a request: the recording has to say the same."""
+        if event.action not in _RELEASES or self._replaying_releases:
+            return
+        recorded = self.next_event()
+        if recorded is None or recorded.action != event.action:
+            if recorded is not None:
+                self._differs(recorded, None, event.address)
+            return
+        self._count_release(recorded, Release(event.action, event.address, event.size))
+        self._known.remove(recorded.address, recorded.address + recorded.size)
+        self._place += 1
+
+    # requests of the program
+
+    def _serve(self, event: TraceEvent) -> None:
+        """A request, with the memory asked of the device before it."""
+        if event.action == "segment_map" and not self._complete:
+            return self._unknown_pages(event)
+        target = self._target()
+        if target is None:
+            return self._orphan(event)
+        request = self._events[target]
+        if request.action == "alloc" and target == self._place and not self._is_known(request.address):
+            self._counts["not_predictable"] += 1
+            self._elsewhere.add(request.address)
+            self._place += 1
+            return None
+        pool_id = self._pool_of(request)
+        self._follow_switch(event, pool_id)
+        self._follow_range(event, pool_id, request)
+        pressed, self._pressed = bool(self._pressed) and event.action != "alloc", None
+        got = self._malloc(request, pool_id, search=not pressed)
+        while self._place < target:
+            self._unpredicted(self._events[self._place], request, pool_id)
+        self._place = target + 1
+        if request.action == "alloc":
+            self._compare_address(request, got)
+        else:
+            self._compare_failure(request, got)
+        self._weigh()
+        return None
+
+    def _unknown_pages(self, event: TraceEvent) -> None:
+        """Pages of an expandable segment whose other pages are not known: free blocks reach across them."""
+        self._counts["not_predictable"] += 1
+        self._place += 1
+
+    def _malloc(self, request: TraceEvent, pool_id: PoolId, *, search: bool) -> Allocation | None:
+        try:
+            # While a graph is captured nothing is given back; only private pools show that there are captures.
+            release = request is not self.next_event() or not self._allocator.private_pool_ids()
+            return self._allocator.malloc(max(request.size, 1), request.stream, pool_id, search=search, release=release)
+        except OutOfMemoryError:
+            return None
+
+    def _target(self) -> int | None:
+        """The request that the events from here on belong to."""
+        for place in range(self._place, len(self._events)):
+            action = self._events[place].action
+            if action in ("alloc", "oom"):
+                return place
+            if action == "free_requested":
+                return None
+        return None
+
+    def _compare_address(self, request: TraceEvent, got: Allocation | None) -> None:
+        self._counts["allocations_checked"] += 1
+        if got is not None and got.address == request.address:
+            self._counts["allocations_matched"] += 1
+            return
+        self._differs(request, request.address, None if got is None else got.address)
+        if got is not None:
+            self._allocator.free(got.address)
+        self._force(request)
+
+    def _compare_failure(self, request: TraceEvent, got: Allocation | None) -> None:
+        self._counts["out_of_memory_checked"] += 1
+        if got is None:
+            self._counts["out_of_memory_matched"] += 1
+            return
+        self._allocator.free(got.address)
+        if self._pool_ranges:
+            # It may have failed in a private pool that never got memory, which nothing in a recording shows.
+            self._counts["out_of_memory_checked"] -= 1
+            self._counts["not_predictable"] += 1
+            return
+        self._differs(request, None, got.address)
+
+    def _follow_switch(self, event: TraceEvent, pool_id: PoolId) -> None:
+        """Settings are those at the end of the recording; the kind of its requests shows what they were before."""
+        config = self._allocator.config
+        if pool_id == COMMON_POOL and event.action in _REQUESTS:
+            expanding = event.action == "segment_map"
+            if expanding != config.expandable_segments:
+                self._switch()
+        elif self._mixed and event.action == "alloc" and not self._serves(event, pool_id):
+            self._switch()
+            if not self._serves(event, pool_id):
+                self._switch()
+
+    def _switch(self) -> None:
+        config = self._allocator.config
+        self._allocator.reconfigure(dataclasses.replace(config, expandable_segments=not config.expandable_segments))
+        self._note("expandable_segments was switched during the recording, as its requests show")
+
+    def _serves(self, request: TraceEvent, pool_id: PoolId) -> bool:
+        """Whether the cache, with the settings as they are, would answer with the recorded address."""
+        pool = self._allocator.pool_for_size(self._rounded(request), pool_id)
+        block = self._allocator.best_fit(pool, request.stream, self._rounded(request))
+        return block is not None and block.address == request.address
+
+    def _follow_range(self, event: TraceEvent, pool_id: PoolId, request: TraceEvent) -> None:
+        """Pages mapped below all that is known of a range: its start was unmapped when the recording began."""
+        if event.action == "segment_map":
+            pool = self._allocator.pool_for_size(self._rounded(request), pool_id)
+            extend_range(pool, event.stream, event.address)
+
+    def _rounded(self, request: TraceEvent) -> int:
+        return round_size(max(request.size, 1), self._allocator.config.roundup_power2_divisions)
+
+    def _pool_of(self, request: TraceEvent) -> PoolId:
+        """Which pool the program's capture chose: said by the event, or by where the memory lies."""
+        if request.pool_id is not None:
+            return request.pool_id
+        if request.action == "oom":
+            return self._pool_of_failure(request)
+        at = request.address
+        return next((pool_id for low, high, pool_id in self._pool_ranges if low <= at < high), COMMON_POOL)
+
+    def _pool_of_failure(self, request: TraceEvent) -> PoolId:
+        """A failure has no address: with several pools, it was in one that has nothing cached for it."""
+        for pool_id in (COMMON_POOL, *self._allocator.private_pool_ids()):
+            if not self._served_from_cache(self._rounded(request), request.stream, pool_id):
+                return pool_id
+        return COMMON_POOL
+
+    def _is_known(self, address: int) -> bool:
+        return self._complete or address in self._known
+
+    # following the recording where the prediction left it
+
+    def _unpredicted(self, event: TraceEvent, request: TraceEvent, pool_id: PoolId) -> None:
+        """Memory the recording asked for and the prediction did not."""
+        self._place += 1
+        if event.action not in _REQUESTS:
+            return
+        self._counts["segments_checked"] += 1
+        self._differs(event, event.size, None)
+        self._known.add(event.address, event.address + event.size)
+        self._adopt(event, self._rounded(request) <= SMALL_SIZE, pool_id)
+
+    def _orphan(self, event: TraceEvent) -> None:
+        """Memory taken from the device for a request that the recording does not have."""
+        self._place += 1
+        if event.action in _REQUESTS:
+            self._note("memory is taken from the device for a request the recording does not have")
+            self._counts["not_predictable"] += 1
+            self._known.add(event.address, event.address + event.size)
+            self._adopt(event, event.size <= 2 * SMALL_SIZE, event.pool_id or COMMON_POOL)
+
+    def _adopt(self, event: TraceEvent, small: bool, pool_id: PoolId) -> None:
+        if event.action == "segment_map":
+            raise _LostError
+        whole = (BlockView(event.address, event.size, 0, "inactive"),)
+        adopt_segment(
+            self._allocator,
+            SegmentView(event.address, event.size, event.stream, small, False, pool_id, whole),
+        )
+
+    def _force(self, request: TraceEvent) -> None:
+        """Put the block where the recording has it."""
+        size = self._rounded(request)
+        for block in self._allocator.blocks():
+            if block.idle and block.mapped and block.address == request.address and size <= block.size:
+                self._allocator.place(block, size, request.size)
+                return
+        raise _LostError
+
+    def _give_up(self) -> None:
+        """Nothing after this point can be said to match."""
+        self._note("the prediction parted from the recording and could not follow it to its end")
+        for event in self._events[self._place :]:
+            if event.action == "alloc":
+                self._counts["allocations_checked"] += 1
+            elif event.action in _REQUESTS:
+                self._counts["segments_checked"] += 1
+            elif event.action in _RELEASES:
+                self._counts["segments_released_checked"] += 1
+            elif event.action == "oom":
+                self._counts["out_of_memory_checked"] += 1
+
+    # frees
+
+    def _free_requested(self, event: TraceEvent) -> None:
+        self._place += 1
+        self._pressed = None
+        if event.address in self._elsewhere:
+            return
+        if self._allocator.live_block(event.address) is None:
+            if self._complete:
+                raise _LostError
+            self._counts["not_predictable"] += 1  # a block from before the recording
+            self._elsewhere.add(event.address)
+            return
+        following = self.next_event()
+        if following is not None and following.action == "free_completed" and following.address == event.address:
+            self._allocator.free(event.address)
+            self._place += 1
+        else:
+            self._allocator.hold(event.address)
+
+    def _under_pressure(self) -> None:
+        """Note, before memory is given back, whether the request behind it would have been served from the cache.
+
+        A request that is not, and then makes the allocator wait for all streams and give memory back, asks
+        the device again; it does not search what has become free meanwhile.
+        """
+        if self._pressed is None:
+            request = self._request_behind(self._place)
+            self._pressed = request is not None and not self._served_from_cache(*request)
+
+    def _served_from_cache(self, size: int, stream: int, pool_id: PoolId) -> bool:
+        pool = self._allocator.pool_for_size(size, pool_id)
+        return self._allocator.best_fit(pool, stream, size) is not None
+
+    def _free_completed(self, event: TraceEvent) -> None:
+        self._under_pressure()
+        self._place += 1
+        if event.address in self._elsewhere:
+            self._elsewhere.discard(event.address)
+        elif event.address in self._allocator.pending_addresses():
+            self._allocator.finish_pending(event.address)
+        elif self._complete:
+            raise _LostError
+
+    # releases
+
+    def _releases(self, event: TraceEvent) -> None:
+        """A run of memory given back, before a request or on its own (``empty_cache``)."""
+        self._under_pressure()
+        run = self._run_of_releases()
+        known = [release for release in run if self._known_range(release)]
+        self._counts["not_predictable"] += len(run) - len(known)
+        request = self._request_behind(self._place + len(run))
+        recorded_releases = [_release(event) for event in known]
+        predicted = matching_releases(self._allocator, recorded_releases, request)
+        if predicted != recorded_releases and self._collects and not self._ages_known:
+            # Garbage collection goes by age, and how old blocks were when the recording began is not said.
+            self._counts["not_predictable"] += len(known)
+            predicted, counted = recorded_releases, []
+        else:
+            counted = known
+        for place, recorded in enumerate(counted):
+            self._count_release(recorded, predicted[place] if place < len(predicted) else None)
+        if len(predicted) > len(known):
+            extra = predicted[len(known)]
+            self._differs(run[-1], None, extra.address)
+        self._place += len(run)
+        self._replaying_releases = True
+        for recorded in known:
+            self._apply(recorded)
+        self._replaying_releases = False
+
+    def _run_of_releases(self) -> list[TraceEvent]:
+        run = []
+        for event in self._events[self._place :]:
+            if event.action not in _RELEASES:
+                break
+            run.append(event)
+        return run
+
+    def _known_range(self, event: TraceEvent) -> bool:
+        return self._complete or self._known.covers(event.address, event.address + event.size)
+
+    def _request_behind(self, place: int) -> tuple[int, int, PoolId] | None:
+        """Rounded size, stream and pool of the request that the releases may belong to."""
+        for at in range(place, len(self._events)):
+            event = self._events[at]
+            if event.action in ("alloc", "oom"):
+                return self._rounded(event), event.stream, self._pool_of(event)
+            if event.action == "free_requested":
+                return None
+        return None
+
+    def _count_release(self, recorded: TraceEvent, predicted: Release | None) -> None:
+        self._counts["segments_released_checked"] += 1
+        if predicted == _release(recorded):
+            self._counts["segments_released_matched"] += 1
+        elif predicted is not None and predicted.address == recorded.address:
+            self._differs(recorded, recorded.size, predicted.size)
+        else:
+            self._differs(recorded, recorded.address, None if predicted is None else predicted.address)
+
+    def _apply(self, recorded: TraceEvent) -> None:
+        """Give back what the recording gave back."""
+        if recorded.action == "segment_free":
+            self._allocator.release_segment(self._free_segment(recorded))
+        else:
+            self._allocator.unmap_block(self._free_pages(recorded))
+        self._known.remove(recorded.address, recorded.address + recorded.size)
+
+    def _free_lists(self, stream: int) -> list[FreeList]:
+        return [pool.free[stream] for pool in self._allocator.pools() if stream in pool.free]
+
+    def _free_segment(self, recorded: TraceEvent) -> Block:
+        for free in self._free_lists(recorded.stream):
+            block = free.find(recorded.size, recorded.address)
+            if block is not None and block.whole and block.virtual is None:
+                return block
+        raise _LostError
+
+    def _free_pages(self, recorded: TraceEvent) -> Block:
+        for free in self._free_lists(recorded.stream):
+            for block in free:
+                if block.virtual is not None and block.virtual.whole_pages(block) == (
+                    recorded.address,
+                    recorded.address + recorded.size,
+                ):
+                    return block
+        raise _LostError
+
+
+def _release(event: TraceEvent) -> Release:
+    return Release(event.action, event.address, event.size)

@@ -1,0 +1,251 @@
+"""The commands as a user types them: what they print, what they write, how they refuse."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sim.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process: exit code, stdout, stderr."""
+
+    def command(*args: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = 0
+        try:
+            main([str(arg) for arg in args])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return command
+
+
+@pytest.fixture
+def refused(run: Run) -> Callable[..., str]:
+    """Run a command that must be refused: one line on stderr, nothing on stdout, exit code 2."""
+
+    def command(*args: object) -> str:
+        code, out, err = run(*args)
+        assert code == 2, (code, out, err)
+        assert out == ""
+        assert err.count("\n") == 1 and err.startswith("tracesim: error: "), err
+        assert "Traceback" not in err
+        return err
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small OPT over two tensor-parallel ranks."""
+    folder = tmp_path_factory.mktemp("model")
+    config = {
+        "model_type": "opt", "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 64, "do_layer_norm_before": True,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    out = folder / "opt.workload.json.gz"
+    main(["synth", str(folder), "--batch", "64", "--seq", "64", "--parallel", "tp=2", "--out", str(out)])
+    return out
+
+
+def test_replay_json_keeps_its_contract(run: Run, workload: Path) -> None:
+    code, out, _ = run("replay", workload, "--topology", "a5000x8", "--json", "-")
+    told = json.loads(out)
+    assert code == 0
+    assert told["step_ms"] == pytest.approx(sum(told["steps_ms"]) / len(told["steps_ms"]))
+    assert sum(told["breakdown_ms"].values()) == pytest.approx(told["step_ms"])
+    assert set(told["breakdown_ms"]) == {"compute", "exposed_communication", "exposed_memcpy", "idle"}
+    assert [rank["device"] for rank in told["ranks"]] == ["gpu0", "gpu1"]
+    # Two all-reduces a layer, two layers, of 64 x 64 x 64 halves.
+    (row,) = told["collectives"]
+    assert (row["kind"], row["bytes"], row["ranks"], row["count"]) == ("all_reduce", 524288, 2, 4)
+    assert told["measured_step_ms"] is None and told["measured_steps_ms"] is None
+    assert told["out_of_memory"] is False
+    assert told["peak_reserved_bytes"] >= told["peak_allocated_bytes"] > 0
+    for key in ("kernel_ms", "durations_from", "ops", "replay_seconds", "warnings"):
+        assert key in told
+
+
+def test_the_same_command_gives_the_same_bytes(run: Run, workload: Path, tmp_path: Path) -> None:
+    written = []
+    for i in range(2):
+        told, trace = tmp_path / f"{i}.json", tmp_path / f"{i}.pt.trace.json.gz"
+        run("replay", workload, "--topology", "a5000x8", "--json", told, "--timeline", trace)
+        summary = json.loads(told.read_text())
+        summary.pop("replay_seconds")  # how long the event loop took is the one thing that is not a result
+        written.append((json.dumps(summary), trace.read_bytes()))
+    assert written[0] == written[1]
+
+
+def test_ranks_go_onto_the_gpus_that_are_named(run: Run, workload: Path) -> None:
+    _, out, _ = run("replay", workload, "--topology", "a5000x8", "--gpus", "1,6", "--json", "-")
+    assert [rank["device"] for rank in json.loads(out)["ranks"]] == ["gpu1", "gpu6"]
+
+
+def test_a_slower_link_is_a_slower_step(run: Run, workload: Path) -> None:
+    steps = []
+    for value in (24, 0.2):
+        setting = f"links.pcie.bandwidth_gb_s={value}"
+        _, out, _ = run("replay", workload, "--topology", "a5000x8", "--set", setting, "--json", "-")
+        steps.append(json.loads(out)["step_ms"])
+    assert steps[0] < steps[1]
+
+
+def test_topology_shows_the_machine(run: Run) -> None:
+    code, out, _ = run("topology", "a5000x8.yaml")
+    assert code == 0
+    assert "gpu7" in out and "RTX A5000" in out
+    assert max(len(line) for line in out.splitlines()) <= 100
+
+
+def test_python_m_sim_is_the_same_command(tmp_path: Path, root: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "sim", "topology", "a5000x9"], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("tracesim: error: ") and ran.stderr.count("\n") == 1
+
+
+# What is refused ------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file(refused: Callable[..., str]) -> None:
+    assert "nowhere.json: no such file" in refused("replay", "nowhere.json", "--topology", "as-captured")
+
+
+def test_a_truncated_gzip(refused: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "cut.pt.trace.json.gz"
+    file.write_bytes(gzip.compress(b'{"traceEvents": []}' * 1000)[:-30])
+    assert str(file) in refused("replay", file, "--topology", "as-captured")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"traceEvents": 3}', "hello", "", '{"traceEvents": []}'])
+def test_json_that_is_no_trace(refused: Callable[..., str], tmp_path: Path, content: str) -> None:
+    file = tmp_path / "not.json"
+    file.write_text(content)
+    assert str(file) in refused("replay", file, "--topology", "as-captured")
+
+
+def test_a_trace_without_gpu_events(refused: Callable[..., str], shared_dir: Path) -> None:
+    file = shared_dir / "data/traces/cpu-only-rank34.pt.trace.json.gz"
+    assert "GPU" in refused("replay", file, "--topology", "as-captured")
+
+
+def test_an_unknown_topology_offers_the_nearest(refused: Callable[..., str], workload: Path) -> None:
+    assert "did you mean 'a5000x8'" in refused("replay", workload, "--topology", "a5000x88")
+
+
+def test_a_yaml_with_three_mistakes_names_all_three(
+    refused: Callable[..., str], workload: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(
+        "name: bad\ndescription: bad\nsource: here\ndevices: {count: -1, profile: rtx-a5000}\n"
+        "nodes: [{id: cpu, kind: cpu}]\n"
+        "links: {pcie: {kind: pcie, bandwidth_gb_s: 0, source: here, between: [[gpu, cpu]], gpbs: 3}}\n"
+    )
+    line = refused("replay", workload, "--topology", file)
+    for mistake in ("devices.count", "links.pcie.bandwidth_gb_s", "links.pcie.gpbs"):
+        assert mistake in line
+
+
+def test_a_model_that_does_not_exist(refused: Callable[..., str], tmp_path: Path) -> None:
+    out = tmp_path / "x.workload.json.gz"
+    line = refused("synth", "opt-1.3", "--batch", 1, "--seq", 8, "--out", out)
+    assert "did you mean 'opt-1.3b'" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_of_zero(refused: Callable[..., str], tmp_path: Path) -> None:
+    out = tmp_path / "x.workload.json.gz"
+    assert "--batch 0" in refused("synth", "opt-125m", "--batch", 0, "--seq", 8, "--out", out)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--topology", "a5000x1"], "GPUs 0 to 0"),
+        (["--topology", "a5000x8", "--gpus", "1"], "names 1 GPUs for the 2 ranks"),
+        (["--topology", "a5000x8", "--gpus", "1,1"], "named twice"),
+        (["--topology", "a5000x8", "--gpus", "1,8"], "not 8"),
+        (["--topology", "a5000x8", "--gpus", "a"], "whole numbers"),
+        (["--topology", "a5000x8", "--set", "links.pcie"], "write PATH=VALUE"),
+        (["--topology", "a5000x8", "--set", "links.pcy.bandwidth_gb_s=3"], "links.pcie.bandwidth_gb_s"),
+        (["--topology", "a5000x8", "--set", "links.pcie.bandwidth_gb_s=0"], "links.pcie.bandwidth_gb_s"),
+        (["--topology", "as-captured"], "needs a machine"),
+        (["--topology", "as-captured", "--set", "a=b"], "no values to change"),
+        (["--topology", "a5000x8", "--timeline", "x.txt"], "x.txt"),
+        (["--topology", "a5000x8", "--timeline", "no/such/folder/x.json"], "no/such/folder"),
+        (["--topology", "a5000x8", "--json", "no/such/folder/x.json"], "no/such/folder"),
+        ([], "--topology"),
+    ],
+)
+def test_wrong_options(refused: Callable[..., str], workload: Path, args: list[str], words: str) -> None:
+    assert words in refused("replay", workload, *args)
+
+
+def test_a_broken_workload_file(refused: Callable[..., str], workload: Path, tmp_path: Path) -> None:
+    file = tmp_path / "broken.workload.json.gz"
+    file.write_bytes(workload.read_bytes()[:200])
+    assert str(file) in refused("replay", file, "--topology", "a5000x8")
+    file.write_bytes(gzip.compress(b'{"name": "x", "programs": [], "ranks": [{"rank": 0, "program": 3}]}'))
+    assert "runs program 3, which is not there" in refused("replay", file, "--topology", "a5000x8")
+
+
+# The smaller commands -------------------------------------------------------------------------------------------
+
+
+def test_collective_json_keeps_its_contract(run: Run) -> None:
+    sizes = "1048576,1073741824"
+    _, out, _ = run("collective", "all_reduce", "--bytes", sizes, "--ranks", 8, "--topology", "a5000x8", "--json", "-")
+    small, large = json.loads(out)["rows"]
+    # The host's own sweep: 230.32 us for 1 MiB. busbw = bytes / time * 2 * 7 / 8.
+    assert small["us"] == pytest.approx(230.32, rel=0.05)
+    assert small["algbw_gb_s"] == pytest.approx(1048576 / small["us"] / 1e3)
+    assert small["busbw_gb_s"] == pytest.approx(small["algbw_gb_s"] * 2 * 7 / 8)
+    assert large["busbw_gb_s"] == pytest.approx(14.3, rel=0.05)
+    assert (large["kind"], large["ranks"], large["algorithm"], large["protocol"]) == ("all_reduce", 8, "ring", "simple")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["all_reduc", "--bytes", 8, "--ranks", 8, "--topology", "a5000x8"], "did you mean 'all_reduce'"),
+        (["all_reduce", "--bytes", 8, "--ranks", 9, "--topology", "a5000x8"], "8 devices"),
+        (["all_reduce", "--bytes", "x", "--ranks", 8, "--topology", "a5000x8"], "--bytes 'x'"),
+        (["all_reduce", "--bytes", 8, "--ranks", 8, "--topology", "as-captured"], "name a machine"),
+    ],
+)
+def test_wrong_collectives(refused: Callable[..., str], args: list[object], words: str) -> None:
+    assert words in refused("collective", *args)
+
+
+def test_allocator_json_keeps_its_contract(run: Run, shared_dir: Path) -> None:
+    code, out, _ = run("allocator", shared_dir / "data/snapshots/forward_100.pickle", "--json", "-")
+    told = json.loads(out)
+    assert code == 0
+    assert told["allocations_checked"] == told["allocations_matched"] == 785
+    assert told["segments_checked"] == told["segments_matched"] > 0
+    assert told["first_mismatch"] is None
+    for key in ("segments_released_checked", "segments_released_matched", "not_predictable", "fragmentation_at_peak"):
+        assert key in told
+
+
+def test_a_pickle_that_wants_to_run_code(refused: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "evil.pickle"
+    file.write_bytes(b"cos\nsystem\n(S'echo caught'\ntR.")
+    assert "os.system" in refused("allocator", file)
