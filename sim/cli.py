@@ -126,7 +126,7 @@ def _replay(
 @click.option("--max-grad-norm", type=float, help="Clip gradients to this norm.")
 @click.option("--micro-batches", type=int, help="Accumulate gradients over so many batches a step.")
 @click.option("--checkpoint", type=click.Choice(["none", "full", "selective"]), help="Recompute activations.")
-@click.option("--bucket-mib", type=float, help="Size of DistributedDataParallel's buckets [default: 25].")
+@click.option("--bucket-mib", type=float, help="Size of DistributedDataParallel's buckets [default: 1, then 25].")
 @click.option("--gradient-as-bucket-view", is_flag=True, default=None, help="DistributedDataParallel's option.")
 @click.option(
     "--reshard-after-forward/--no-reshard-after-forward", default=None, help="FSDP's option [default: reshard]."

@@ -126,6 +126,17 @@ class Recorder(TorchDispatchMode):
             if block is not None:
                 self.builder.categorize(block, category)
 
+    # What is not dispatched ----------------------------------------
+
+    def communicate(self, kind: CollectiveKind, tensor: torch.Tensor, group: str) -> int:
+        """An in-place collective of a whole tensor that is issued now; what to wait for."""
+        block = self._block(tensor, "communication", kind)
+        return self.builder.collective(kind, nbytes([tensor]), group, dtype_of(tensor), [block])
+
+    def wait(self, collective: int) -> None:
+        """The current stream waits for a collective."""
+        self.builder.wait(collective)
+
     # Dispatch ----------------------------------------
 
     def __torch_dispatch__(
@@ -343,7 +354,9 @@ def work_of(call: Call) -> Work:
     """The op, its tensors and its scalar arguments; an op over lists of tensors is summed up."""
     arguments = call.func._schema.arguments
     named = [(a.name, v) for a, v in zip(arguments, call.args, strict=False)] + sorted(call.kwargs.items())
+    written = {a.name for a in arguments if a.is_out}  # given as out=: not read
     if is_foreach(call.name):
         return summed(call.name, named, call.outputs)
     scalars = tuple((key, value) for key, value in named if isinstance(value, bool | int | float | str))
-    return Work(call.name, tuple(map(meta, call.inputs)), tuple(map(meta, call.outputs)), scalars)
+    read = _tensors([value for key, value in named if key not in written])
+    return Work(call.name, tuple(map(meta, read)), tuple(map(meta, call.outputs)), scalars)

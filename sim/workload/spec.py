@@ -46,7 +46,7 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_grad_norm: float | None = None
     micro_batches: int = 1
     checkpoint: Literal["none", "full", "selective"] = "none"
-    bucket_mib: float = 25.0
+    bucket_mib: float | None = None
     gradient_as_bucket_view: bool = False
     reshard_after_forward: bool = True
     fsdp_dtype: Dtype | None = None

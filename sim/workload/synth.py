@@ -21,12 +21,13 @@ from sim.graph import OpGraph, Program, RankProgram
 from sim.workload.builder import ProgramBuilder
 from sim.workload.cards import find_config
 from sim.workload.cuda_choices import CudaChoices
+from sim.workload.ddp import DataParallel
 from sim.workload.liveness import free_at_last_use
 from sim.workload.modules import ModuleTracker
 from sim.workload.parallel import ParallelPlan, axis_of_group, parse_plan, tensor_parallel, to_local
 from sim.workload.record import Recorder
 from sim.workload.spec import SynthSpec
-from sim.workload.tasks import Batch, build_model, check_sequence, eager_masks, task_of
+from sim.workload.tasks import build_model, check_sequence, eager_masks, task_of
 from sim.workload.train import TrainingStep, checkpoint_activations
 
 __all__ = ["SynthSpec", "synthesize"]
@@ -103,14 +104,17 @@ class _Synthesis:
         recorder.adopt(_local(model.named_buffers()), "parameter")
         return recorder
 
-    def _batch(self, recorder: Recorder) -> Batch:
-        batch = self.task.batch(self.spec, self.config)
-        recorder.adopt(batch.items(), "input")
-        return batch
+    def _data_parallel(self, model: Any) -> DataParallel | None:
+        ranks = self.plan.size("dp")
+        if ranks == 1:
+            return None
+        spec = self.spec
+        return DataParallel(model, "dp", ranks, bucket_mib=spec.bucket_mib, as_view=spec.gradient_as_bucket_view)
 
     def _forward(self, model: Any, recorder: Recorder) -> frozenset[int]:
         builder = recorder.builder
-        batch = self._batch(recorder)
+        batch = self.task.batch(self.spec, self.config)
+        recorder.adopt(batch.items(), "input")
         recorder.modules = ModuleTracker(model)
         gc.collect()
         builder.mark(STEP, 0, "begin")
@@ -124,10 +128,13 @@ class _Synthesis:
         return frozenset() if loss is None else frozenset({loss})
 
     def _train(self, model: Any, builder: ProgramBuilder) -> None:
-        step = TrainingStep(self.spec, model)
+        step = TrainingStep(self.spec, model, self._data_parallel(model))
+        batches = [self.task.batch(self.spec, self.config) for _ in range(self.spec.micro_batches)]
+        step.prepare(batches, self._recorder(ProgramBuilder(), model))
         recorder = self._recorder(builder, model)
         step.adopt_state(recorder)
-        batches = [self._batch(recorder) for _ in range(self.spec.micro_batches)]
+        for batch in batches:
+            recorder.adopt(batch.items(), "input")
         recorder.modules = ModuleTracker(model)
         gc.collect()
         builder.mark(STEP, 0, "begin")

@@ -14,6 +14,7 @@ import torch
 
 from sim.errors import UserError
 from sim.workload.cuda_choices import CudaChoices
+from sim.workload.ddp import DataParallel
 from sim.workload.optimizers import begin_state, make_optimizer, state_tensors
 from sim.workload.parallel import to_local
 from sim.workload.record import Recorder
@@ -28,21 +29,33 @@ KEPT_OPS = (
 
 
 class TrainingStep:
-    """A model with its optimizer, ready to run steps.  ``call`` is what forward goes through (the model, or what
-    wraps it); ``wrapper`` is told of the parts of a step, as DistributedDataParallel is."""
+    """A model with its optimizer; ``wrapper`` is DistributedDataParallel's part where there is one."""
 
-    def __init__(self, spec: SynthSpec, model: Any, wrapper: Any = None) -> None:
+    def __init__(self, spec: SynthSpec, model: Any, wrapper: DataParallel | None = None) -> None:
         self.spec = spec
         self.model = model
         self.wrapper = wrapper
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(spec, self.parameters)
         self.scaler = torch.amp.GradScaler("cpu") if spec.loss_scaling else None
-        if self.optimizer is not None:
+
+    def prepare(self, batches: Iterable[Batch], scratch: Recorder) -> None:
+        """Bring model and optimizer to the state that a steady step finds.  In parallel that is a step of its own:
+        DistributedDataParallel learns the order of gradients in it, FSDP and DTensor make plans."""
+        if self.wrapper is not None or torch.distributed.is_initialized():
+            if self.wrapper is not None:
+                self.wrapper.adopt_state(scratch)
+            with scratch:
+                self.run(batches, scratch)
+            if self.wrapper is not None:
+                self.wrapper.rebuild_buckets()
+        elif self.optimizer is not None:
             begin_state(self.optimizer, self.parameters)
 
     def adopt_state(self, recorder: Recorder) -> None:
-        """Make the optimizer's state known to a recorder."""
+        """Make the optimizer's state and the buckets known to a recorder."""
+        if self.wrapper is not None:
+            self.wrapper.adopt_state(recorder)
         if self.optimizer is not None:
             for name, tensor, on_host in state_tensors(self.optimizer):
                 if on_host:
@@ -75,7 +88,7 @@ class TrainingStep:
             loss.backward(ones)
             del loss, ones
             if self.wrapper is not None:
-                self.wrapper.after_backward(last)
+                self.wrapper.after_backward()
         recorder.categorize((to_local(p.grad) for p in self.parameters if p.grad is not None), "gradient")
 
     def _update(self, recorder: Recorder) -> None:

@@ -18,14 +18,53 @@ from sim.workload.train import TrainingStep, checkpoint_activations
 # Ops of the CPU that launch nothing: views, allocations, metadata, and dropout with probability 0.
 NO_KERNEL = frozenset(
     "aten::" + name
-    for name in """
-    _reshape_alias _unsafe_view alias as_strided chunk contiguous detach detach_ dropout empty empty_like empty_strided
-    expand expand_as flatten is_nonzero item lift_fresh _local_scalar_dense narrow new_empty new_empty_strided permute
-    reshape resize_ resolve_conj resolve_neg result_type select slice split split_with_sizes squeeze t to transpose
-    unbind unflatten unsqueeze view view_as
-    """.split()
+    for name in [
+        "_reshape_alias",
+        "_unsafe_view",
+        "alias",
+        "as_strided",
+        "chunk",
+        "contiguous",
+        "detach",
+        "detach_",
+        "dropout",
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "expand",
+        "expand_as",
+        "flatten",
+        "is_nonzero",
+        "item",
+        "lift_fresh",
+        "_local_scalar_dense",
+        "narrow",
+        "new_empty",
+        "new_empty_strided",
+        "permute",
+        "reshape",
+        "resize_",
+        "resolve_conj",
+        "resolve_neg",
+        "result_type",
+        "select",
+        "slice",
+        "split",
+        "split_with_sizes",
+        "squeeze",
+        "t",
+        "to",
+        "transpose",
+        "unbind",
+        "unflatten",
+        "unsqueeze",
+        "view",
+        "view_as",
+    ]
 )
-FILLS = frozenset("aten::" + n for n in "zeros zeros_like new_zeros ones ones_like new_ones full arange".split())
+FILLS = frozenset(
+    "aten::" + n for n in ["zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "full", "arange"]
+)
 
 
 class _NotRecording:
@@ -56,6 +95,7 @@ def profiled_step(spec: SynthSpec) -> Any:
 def _profile(spec: SynthSpec, config: Any, task: tasks.Task, step: TrainingStep) -> Any:
     batches = [task.batch(spec, config) for _ in range(spec.micro_batches)]
     recorder: Any = _NotRecording()
+    step.prepare(batches, recorder)
     step.run(batches, recorder)
     with profile(activities=[ProfilerActivity.CPU], acc_events=True, profile_memory=True) as profiled:
         step.run(batches, recorder)

@@ -317,7 +317,7 @@ def test_what_cannot_be_trained_is_said_in_one_line(tmp_path: Path, options: dic
 
 
 def test_images_have_no_sequence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--seq 16: .* reads images, not sequences"):
+    with pytest.raises(UserError, match=r"--seq 16: .* reads images, not sequences"):
         train(tmp_path, "vit", seq=16)
 
 

@@ -18,7 +18,8 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "opt": {
         "model_type": "opt", "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 64, "dropout": 0.0,
+        "num_attention_heads": 4, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 64,
+        "dropout": 0.0,
     },
     "bert": {
         "model_type": "bert", "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": LAYERS,
