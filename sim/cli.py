@@ -113,29 +113,67 @@ def _replay(
 
 
 @cli.command()
-@click.argument("model")
-@click.option("--batch", type=int, required=True, help="Sequences a step on each data-parallel rank.")
-@click.option("--seq", type=int, required=True, help="Tokens a sequence.")
-@click.option("--mode", type=click.Choice(["forward"]), default="forward", show_default=True)
-@click.option("--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), default="float16", show_default=True)
-@click.option("--parallel", default="", metavar="SPEC", help="dp=8, tp=8 or a product such as dp=2,tp=4.")
+@click.argument("model", required=False)
 @click.option(
-    "--liveness", type=click.Choice(["eager", "export"]), default="eager", show_default=True,
-    help="Free intermediates when Python does, or at their last use as an exported graph module does.",
+    "--config", type=click.Path(path_type=Path), metavar="FILE.yaml",
+    help="Read any of these options, and `model`, from a file; those given here go first.",
+)  # fmt: skip
+@click.option("--batch", type=int, help="Sequences (or images) of a micro-batch on each data-parallel rank.")
+@click.option("--seq", type=int, help="Tokens a sequence.")
+@click.option("--mode", type=click.Choice(["forward", "train"]), help="Forward with loss [default], or a whole step.")
+@click.option(
+    "--dtype", type=click.Choice(["float16", "bfloat16", "float32"]),
+    help="Of the parameters; float16 in forward and float32 in training unless told.",
+)  # fmt: skip
+@click.option(
+    "--task", type=click.Choice(["auto", "causal-lm", "question-answering", "seq2seq-lm", "image-classification"]),
+    help="The head on the model; by default what models of its type are for.",
+)  # fmt: skip
+@click.option("--attention", type=click.Choice(["sdpa", "eager", "flash"]), help="By default sdpa, as PyTorch picks.")
+@click.option(
+    "--parallel", metavar="SPEC",
+    help="dp=8 (DistributedDataParallel in training), fsdp=8, tp=8 or a product such as fsdp=4,tp=2.",
+)  # fmt: skip
+@click.option(
+    "--liveness", type=click.Choice(["eager", "export"]),
+    help="Free a forward's intermediates when Python does, or at their last use as an exported graph module does.",
+)  # fmt: skip
+@click.option("--autocast", type=click.Choice(["float16", "bfloat16"]), help="Train under torch.autocast.")
+@click.option("--loss-scaling", is_flag=True, default=None, help="Train with a GradScaler.")
+@click.option("--optimizer", type=click.Choice(["adamw", "sgd", "adafactor", "none"]), help="By default adamw.")
+@click.option("--optimizer-kernels", type=click.Choice(["foreach", "fused", "for-loop"]), help="By default foreach.")
+@click.option("--momentum", type=float, help="Of --optimizer sgd.")
+@click.option("--max-grad-norm", type=float, help="Clip gradients to this norm.")
+@click.option("--micro-batches", type=int, help="Accumulate gradients over so many batches a step.")
+@click.option("--checkpoint", type=click.Choice(["none", "full", "selective"]), help="Recompute activations.")
+@click.option("--bucket-mib", type=float, help="Size of DistributedDataParallel's buckets [default: 1, then 25].")
+@click.option("--gradient-as-bucket-view", is_flag=True, default=None, help="DistributedDataParallel's option.")
+@click.option(
+    "--reshard-after-forward/--no-reshard-after-forward", default=None, help="FSDP's option [default: reshard]."
+)
+@click.option(
+    "--fsdp-dtype", type=click.Choice(["float16", "bfloat16", "float32"]), help="FSDP's mixed precision: parameters."
+)
+@click.option(
+    "--fsdp-reduce-dtype", type=click.Choice(["float16", "bfloat16", "float32"]),
+    help="FSDP's mixed precision: gradients.",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE.workload.json.gz")
-def synth(out: Path, **spec: Any) -> None:
+def synth(out: Path, config: Path | None, **given: Any) -> None:
     """Make the graph of one step of MODEL, with no GPU and no weights."""
     from sim import graph as graphs
     from sim.workload.inputs import WORKLOAD_SUFFIX
+    from sim.workload.spec import from_file, from_options
 
     if not out.name.endswith(WORKLOAD_SUFFIX):
         raise UserError(f"--out {out}: the name of a workload file ends in {WORKLOAD_SUFFIX}")
+    spec = from_options(**given) if config is None else from_file(config, **given)
+    spec.check()
     with _progress() as tell:
-        tell(f"building {spec['model']} under fake tensors")
-        from sim.workload.synth import SynthSpec, synthesize
+        tell(f"building {spec.model} under fake tensors")
+        from sim.workload.synth import synthesize
 
-        graph = synthesize(SynthSpec(**spec))
+        graph = synthesize(spec)
     graphs.write(graph, out)
     ranks, ops = len(graph.ranks), sum(len(p.ops) for p in graph.programs)
     click.echo(f"{out}: {graph.name}, {ranks} rank{'s' * (ranks > 1)}, {ops} operations; replay it with")
