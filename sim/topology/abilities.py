@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from statistics import median
 from typing import Generic, TypeVar
 
 import msgspec
@@ -105,8 +106,7 @@ def resolve(profile: DeviceProfile, lenders: Sequence[DeviceProfile]) -> Abiliti
 
     memory = lent(lambda c: c.memory, _memory_distance)
     attention = lent(lambda c: c.attention, partial(_products_distance, "float16"))
-    call = lent(lambda c: c.call, _memory_distance)
-    assert memory and attention and call, "the shipped profiles calibrate memory, attention and calls"
+    assert memory and attention, "the shipped profiles calibrate memory and attention"
     powers = by_key(lambda c: c.power, True)
     return Abilities(
         profile=profile,
@@ -116,8 +116,19 @@ def resolve(profile: DeviceProfile, lenders: Sequence[DeviceProfile]) -> Abiliti
         spreads=by_key(lambda c: c.spread, False),
         memory=memory,
         attention=attention,
-        call=call,
+        call=_call(profile, lenders),
     )
+
+
+def _call(profile: DeviceProfile, lenders: Sequence[DeviceProfile]) -> Lent[CallTime]:
+    """The host's part of a timed call: no GPU is near another in it, so the medians of all hosts that were measured."""
+    if profile.calibration.call is not None:
+        return Lent(profile.calibration.call, profile.name, True)
+    calls = [p.calibration.call for p in lenders if p.calibration.call is not None and p.name != profile.name]
+    assert calls, "the shipped profiles calibrate calls"
+    names = ("elementwise", "softmax", "layer_norm")
+    medians = {name: median(getattr(call, name) for call in calls) for name in names}
+    return Lent(calls[0].model_copy(update=medians), "median", False)
 
 
 _Order = tuple[bool, bool, bool, float, str]

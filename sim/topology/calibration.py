@@ -23,7 +23,7 @@ class GemmFit(FileModel):
     ``efficiency``: share of an SM's rate in an endless tile; ``operand_elements``: rows of operands whose loading
     costs as much as one row of products (small tiles pay it more often); ``prologue_k``: steps of k that a tile's
     begin and end cost; ``tail``: tiles' worth of time that an SM idles at the end; ``split_us``: what splitting k
-    costs; ``fixed_us``: begin and end of the kernel; ``memory_efficiency``: share of the bandwidth when bound by
+    costs; ``fixed_us``: begin and end of the kernel; ``memory_efficiency``: share of what streams reach when bound by
     operands; ``overlap``: how sharply the slower of compute and memory rules (a p-norm); ``unaligned_efficiency``:
     where rows do not begin at 16 bytes; ``long_k_efficiency``: from k = 32768 on, where the libraries choose other
     kernels.  ``tiles`` are [columns, rows] of the output, ``batched_tiles`` those of batched products.
@@ -129,10 +129,10 @@ class CallTime(FileModel):
 class Calibration(FileModel):
     """What is calibrated on this device; what is not is borrowed (sim/topology/abilities.py)."""
 
-    gemm: dict[Dtype, GemmFit] = {}
-    power: dict[Dtype, PowerFit] = {}
+    gemm: dict[Dtype, GemmFit] = Field(default_factory=dict)
+    power: dict[Dtype, PowerFit] = Field(default_factory=dict)
     memory: MemoryFit | None = None
-    rows: dict[str, RowFit] = {}
+    rows: dict[str, RowFit] = Field(default_factory=dict)
     attention: AttentionFit | None = None
     call: CallTime | None = None
-    spread: dict[str, Spread] = {}
+    spread: dict[str, Spread] = Field(default_factory=dict)

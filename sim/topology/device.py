@@ -15,14 +15,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from sim.errors import InputError, UnknownNameError
 from sim.topology.calibration import Calibration
-from sim.topology.fields import Count as Count
-from sim.topology.fields import Dtype
-from sim.topology.fields import FileModel as FileModel
-from sim.topology.fields import Positive as Positive
-from sim.topology.fields import Text as Text
-from sim.topology.fields import Time as Time
+from sim.topology.fields import Count, Dtype, FileModel, Positive, Text, Time
 from sim.topology.problems import problems_of
 from sim.topology.yaml_file import parse_yaml, read_named, shipped_names
+
+__all__ = [
+    "Count", "DeviceProfile", "FileModel", "Positive", "Text", "Time", "check_length", "check_rising", "find_device",
+    "load_device", "read_device", "shipped_devices", "validate_device",
+]  # fmt: skip
 
 
 class Pcie(FileModel):
@@ -114,7 +114,8 @@ class DeviceProfile(FileModel):
     """One device.  ``tflops`` are dense data-sheet rates by torch dtype; tensor-core dtypes accumulate in float32.
 
     ``memory_kind``: HBM carries its error correction beside the data; server cards with GDDR switch on one that takes
-    part of the bandwidth, workstation and consumer cards do not.  ``process_nm`` is the manufacturing process as its maker names it; energy per operation follows it.
+    part of the bandwidth, workstation and consumer cards do not.  ``process_nm`` is the family of the manufacturing
+    process; energy per operation follows it.
     """
 
     name: Text

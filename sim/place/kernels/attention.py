@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from sim.ops import TensorMeta, Work
-from sim.place.kernels.cost import Formula, KernelCost, UnreadableWork, priced, register, tensor
+from sim.place.kernels.cost import Formula, KernelCost, UnreadableWorkError, priced, register, tensor
 from sim.place.kernels.gemm import gemm_cost, products
 from sim.place.kernels.memory import bytes_cost, floor_us
 from sim.place.kernels.rows import rows_cost
@@ -48,7 +48,7 @@ def _fused(efficient: bool, backward: bool, heads_first: bool = True) -> Formula
 def _heads_first(t: TensorMeta, heads_first: bool) -> TensorMeta:
     """[batch, heads, sequence, size]; the underlying ops take [batch, sequence, heads, size]."""
     if len(t.shape) != 4:
-        raise UnreadableWork("attention without four dimensions")
+        raise UnreadableWorkError("attention without four dimensions")
     batch, second, third, size = t.shape
     return t if heads_first else TensorMeta(t.dtype, (batch, third, second, size))
 
@@ -85,7 +85,7 @@ def _math(work: Work, abilities: Abilities) -> KernelCost:
     """Scaled queries, the product, the mask, softmax, the product: each a kernel of its own."""
     query, key = tensor(work, 0), tensor(work, 1)
     if len(query.shape) < 3 or len(key.shape) < 3:
-        raise UnreadableWork("attention without heads")
+        raise UnreadableWorkError("attention without heads")
     *outer, queries, size = query.shape
     keys, batch = key.shape[-2], math.prod(outer)
     scores = TensorMeta(query.dtype, (batch, queries, keys))

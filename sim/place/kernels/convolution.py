@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from sim.ops import TensorMeta, Work
-from sim.place.kernels.cost import KernelCost, UnreadableWork, register, tensor
+from sim.place.kernels.cost import KernelCost, UnreadableWorkError, register, tensor
 from sim.place.kernels.gemm import gemm_cost, products
 from sim.place.kernels.memory import bytes_cost
 from sim.topology.abilities import Abilities
@@ -19,7 +19,7 @@ def _forward(
 ) -> KernelCost:
     """One product for each group: [batch x places, in / groups x kernel] by [.., out / groups]."""
     if len(weight.shape) < 3 or len(data.shape) != len(weight.shape) or 0 in weight.shape:
-        raise UnreadableWork("a convolution without its shapes")
+        raise UnreadableWorkError("a convolution without its shapes")
     if transposed:  # the product of the gradient with respect to the data: from output to input
         data, output = output, data
     groups = max(data.shape[1] // weight.shape[1], 1)
@@ -42,7 +42,7 @@ def _output_of(work: Work, data: TensorMeta, weight: TensorMeta) -> TensorMeta:
     if work.outputs:
         return work.outputs[0]
     if len(data.shape) < 3 or not weight.shape:
-        raise UnreadableWork("a convolution without its shapes")
+        raise UnreadableWorkError("a convolution without its shapes")
     return TensorMeta(data.dtype, (data.shape[0], weight.shape[0], *data.shape[2:]))
 
 
@@ -77,6 +77,6 @@ def _backward_input(work: Work, abilities: Abilities) -> KernelCost:
     """(gradient, weight): the data is as large as the gradient, times what the stride left out."""
     gradient, weight = tensor(work, 0), tensor(work, 1)
     if len(gradient.shape) < 3 or len(weight.shape) < 2:
-        raise UnreadableWork("a convolution without its shapes")
+        raise UnreadableWorkError("a convolution without its shapes")
     data = TensorMeta(gradient.dtype, (gradient.shape[0], weight.shape[1], *gradient.shape[2:]))
     return _forward(data, weight, gradient, abilities)

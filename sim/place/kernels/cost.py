@@ -33,7 +33,7 @@ Formula = Callable[[Work, Abilities], KernelCost]
 _FORMULAS: dict[str, Formula] = {}
 
 
-class UnreadableWork(Exception):
+class UnreadableWorkError(Exception):
     """The shapes that a formula needs are not there: a trace without them, or a list in a tensor's place."""
 
 
@@ -66,7 +66,7 @@ def kernel_cost(work: Work, device: DeviceProfile) -> KernelCost:
     if formula is not None:
         try:
             return formula(work, abilities)
-        except UnreadableWork:
+        except UnreadableWorkError:
             pass
     from sim.place.kernels.memory import bytes_cost
 
@@ -82,9 +82,9 @@ def priced(us: float, floor: float, bound: Bound, lender: str = "") -> KernelCos
 
 
 def tensor(work: Work, index: int) -> TensorMeta:
-    """The input of that index; UnreadableWork where it is not there."""
+    """The input of that index; UnreadableWorkError where it is not there."""
     if index >= len(work.inputs):
-        raise UnreadableWork(work.op)
+        raise UnreadableWorkError(work.op)
     return work.inputs[index]
 
 

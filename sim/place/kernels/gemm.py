@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sim.ops import DTYPE_BYTES
 from sim.place.curves import net_us
 from sim.place.kernels.cost import Bound, KernelCost, priced
-from sim.place.kernels.memory import floor_us
+from sim.place.kernels.memory import dram_gb_s, floor_us
 from sim.topology.abilities import Abilities, Lent, abilities_of
 from sim.topology.calibration import GemmFit
 from sim.topology.device import DeviceProfile
@@ -47,7 +47,14 @@ class Products(NamedTuple):
 
     @property
     def flops(self) -> Floats:
+        """Operations of each product."""
         return 2.0 * self.batch * self.m * self.n * self.k
+
+    def part(self, chosen: NDArray[np.bool_]) -> Products:
+        """Those that are chosen."""
+        sizes = (column[chosen] for column in (self.batch, self.m, self.n, self.k))
+        batch, m, n, k = sizes
+        return Products(batch, m, n, k, self.aligned[chosen], self.extra_bytes[chosen])
 
 
 class Times(NamedTuple):
@@ -61,12 +68,13 @@ def products(
     batch: object, m: object, n: object, k: object, dtype: str, extra_bytes: object = 0.0, aligned: object = None
 ) -> Products:
     """Arrays of products; where ``aligned`` is not said it follows from n and k (row-major operands)."""
-    sizes = [np.atleast_1d(np.asarray(value, dtype=np.float64)) for value in (batch, m, n, k)]
-    whole = ALIGNMENT_BYTES // min(DTYPE_BYTES[dtype], ALIGNMENT_BYTES)
+    arrays = (np.atleast_1d(np.asarray(value, dtype=np.float64)) for value in (batch, m, n, k, extra_bytes))
+    b, rows, columns, depth, extra = np.broadcast_arrays(*arrays)
     if aligned is None:
-        aligned = (sizes[2] % whole == 0) & (sizes[3] % whole == 0)
-    extra = np.atleast_1d(np.asarray(extra_bytes, dtype=np.float64))
-    return Products(*sizes, np.atleast_1d(np.asarray(aligned, dtype=np.bool_)), extra)
+        whole = ALIGNMENT_BYTES // min(DTYPE_BYTES[dtype], ALIGNMENT_BYTES)
+        aligned = (columns % whole == 0) & (depth % whole == 0)
+    flags = np.broadcast_to(np.atleast_1d(np.asarray(aligned, dtype=np.bool_)), b.shape)
+    return Products(b, rows, columns, depth, flags, extra)
 
 
 def products_us(shapes: Products, dtype: str, abilities: Abilities, alone: bool = False) -> Times:
@@ -76,7 +84,7 @@ def products_us(shapes: Products, dtype: str, abilities: Abilities, alone: bool 
     best, memory = _tiled_us(shapes, dtype, abilities, lent)
     power = _power_us(shapes, dtype, abilities, alone)
     overlap = lent.fit.overlap
-    compute = _norm(best, power, overlap) * _by_curve(shapes, dtype, abilities)
+    compute = np.maximum(best, power) * _by_curve(shapes, dtype, abilities)
     return Times(_norm(compute, memory, overlap) + lent.fit.fixed_us, compute >= memory)
 
 
@@ -88,13 +96,13 @@ def _tiled_us(shapes: Products, dtype: str, abilities: Abilities, lent: Lent[Gem
     for tiles, chosen in ((fit.tiles, ~batched), (fit.batched_tiles or fit.tiles, batched)):
         if not chosen.any():
             continue
-        picked = Products(*(np.broadcast_to(column, batched.shape)[chosen] for column in shapes))
+        picked = shapes.part(chosen)
         grid = [(float(wide), float(high), float(split)) for wide, high in tiles for split in fit.splits]
         wide, high, split = (np.array(column)[:, None] for column in zip(*grid, strict=True))
         queue = np.ceil(picked.batch * np.ceil(picked.n / wide) * np.ceil(picked.m / high) * split / device.sms)
         compute = (queue + fit.tail) * _tile_us(picked, wide, high, split, dtype, abilities, fit)
         compute = compute + np.where(split > 1, fit.split_us, 0.0)
-        memory = _operands_us(picked, split, dtype, device, fit)
+        memory = _operands_us(picked, split, dtype, abilities, fit)
         both = _norm(compute, memory, fit.overlap)
         at = both.argmin(axis=0), np.arange(both.shape[1])
         results.append((compute[at], memory[at]))
@@ -117,12 +125,12 @@ def _tile_us(
     return np.asarray(per_k * (shapes.k / split + fit.prologue_k))
 
 
-def _operands_us(shapes: Products, split: Floats, dtype: str, device: DeviceProfile, fit: GemmFit) -> Floats:
+def _operands_us(shapes: Products, split: Floats, dtype: str, abilities: Abilities, fit: GemmFit) -> Floats:
     """Operands read once, the output written once; a split of k writes its parts and reads them again."""
     size = DTYPE_BYTES[dtype]
     output = shapes.m * shapes.n * np.where(split > 1, 1.0 + 2.0 * split, 1.0)
     nbytes = size * shapes.batch * (shapes.m * shapes.k + shapes.k * shapes.n + output) + shapes.extra_bytes
-    return np.asarray(nbytes / (device.memory_bandwidth_gb_s * 1e3 * fit.memory_efficiency))
+    return np.asarray(nbytes / (dram_gb_s(abilities) * 1e3 * fit.memory_efficiency))
 
 
 def _power_us(shapes: Products, dtype: str, abilities: Abilities, alone: bool) -> Floats:
@@ -134,6 +142,8 @@ def _power_us(shapes: Products, dtype: str, abilities: Abilities, alone: bool) -
     operands = shapes.m * shapes.k + shapes.k * shapes.n + shapes.m * shapes.n
     nbytes = DTYPE_BYTES[dtype] * shapes.batch * operands
     us = (shapes.flops + fit.flop_per_byte * nbytes) / (watts * fit.gflop_per_joule * 1e3)
+    # Kernels for rows that begin anywhere do more for the same operations, in energy as in time.
+    us = us / np.where(shapes.aligned, 1.0, abilities.gemm(dtype).fit.unaligned_efficiency)
     return us / (1.0 + fit.boost / (1.0 + us / fit.boost_us)) if alone else us
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sim.ops import TensorMeta, Work
-from sim.place.kernels.cost import KernelCost, UnreadableWork, outputs_of, register, tensor
+from sim.place.kernels.cost import KernelCost, UnreadableWorkError, outputs_of, register, tensor
 from sim.place.kernels.memory import bytes_cost
 from sim.topology.abilities import Abilities
 
@@ -13,7 +13,7 @@ SORT_PASSES = 4  # radix sort of 32-bit keys, 8 bits a pass (CUB's DeviceRadixSo
 def _indices(work: Work) -> TensorMeta:
     found = next((t for t in work.inputs if t.dtype.startswith("int")), None)
     if found is None:
-        raise UnreadableWork(work.op)
+        raise UnreadableWorkError(work.op)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from sim.ops import TensorMeta, Work
-from sim.place.kernels.cost import KernelCost, UnreadableWork, register, tensor
+from sim.place.kernels.cost import KernelCost, UnreadableWorkError, register, tensor
 from sim.place.kernels.memory import bytes_cost, l2_bytes
 from sim.place.kernels.rows import rows_cost
 from sim.topology.abilities import Abilities
@@ -27,7 +27,7 @@ def _last_dim(work: Work, t: TensorMeta) -> bool:
 def _softmax(work: Work, abilities: Abilities) -> KernelCost:
     data = tensor(work, 0)
     if not data.shape:
-        raise UnreadableWork(work.op)
+        raise UnreadableWorkError(work.op)
     columns = data.shape[-1]
     if not _last_dim(work, data):
         return bytes_cost(2 * data.nbytes, abilities)
@@ -39,7 +39,7 @@ def _softmax_backward(work: Work, abilities: Abilities) -> KernelCost:
     """Gradient and result are read, for the sum and again for the gradient."""
     data = tensor(work, 0)
     if not data.shape:
-        raise UnreadableWork(work.op)
+        raise UnreadableWorkError(work.op)
     columns = data.shape[-1]
     return rows_cost("softmax", data.elements // max(columns, 1), columns, _width(data), abilities, tensors=2)
 
@@ -47,7 +47,7 @@ def _softmax_backward(work: Work, abilities: Abilities) -> KernelCost:
 def _normalized(work: Work, data: TensorMeta) -> tuple[int, int]:
     """Rows and columns: the weight tells how much is normalized together, else it is the last dimension."""
     if not data.shape or not data.elements:
-        raise UnreadableWork(work.op)
+        raise UnreadableWorkError(work.op)
     weight = next((t for t in work.inputs[1:] if t.shape and t.shape == data.shape[-len(t.shape) :]), None)
     columns = weight.elements if weight is not None and weight.elements < data.elements else data.shape[-1]
     return data.elements // columns, columns

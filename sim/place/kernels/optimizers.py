@@ -72,4 +72,3 @@ def _fused(lists: int, written: int, *ops: str) -> None:
 
 _fused(4, 3, "aten::_fused_adam_", "aten::_fused_adamw_", "aten::_fused_adam", "aten::_fused_adamw")
 _fused(3, 2, "aten::_fused_sgd_", "aten::_fused_sgd", "aten::_fused_adagrad_", "aten::_fused_adagrad")
-

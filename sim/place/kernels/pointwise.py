@@ -48,11 +48,10 @@ MOVING = (
     "repeat_interleave", "isnan", "isinf", "isfinite", "isin", "bucketize", "searchsorted", "one_hot", "bincount",
     "_chunk_cat", "chunk_cat", "split_with_sizes_copy", "all_gather_copy_in", "view_copy", "expand_copy",
     "_weight_norm_interface", "complex", "polar", "angle", "conj_physical",
-    
 )  # fmt: skip
 REDUCTIONS = (
     "sum", "mean", "prod", "amax", "amin", "aminmax", "max", "min", "all", "any", "argmax", "argmin", "var", "std",
-    "var_mean", "std_mean", "count_nonzero", "logsumexp", "nansum", "equal", 
+    "var_mean", "std_mean", "count_nonzero", "logsumexp", "nansum", "equal",
     "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "kl_div", "_local_scalar_dense",
     "trace", "median", "_is_all_true", "_is_any_true",
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sim.ops import TensorMeta, Work
-from sim.place.kernels.cost import KernelCost, UnreadableWork, register, tensor
+from sim.place.kernels.cost import KernelCost, UnreadableWorkError, register, tensor
 from sim.place.kernels.gemm import ALIGNMENT_BYTES, gemm_cost, products
 from sim.topology.abilities import Abilities
 
@@ -13,14 +13,14 @@ def product_cost(
 ) -> KernelCost:
     """[..., m, k] times [..., k, n]; a [k, n] on the right of more dimensions makes one product of all rows."""
     if not left.shape or not right.shape:
-        raise UnreadableWork("a product of scalars")
+        raise UnreadableWorkError("a product of scalars")
     k = left.shape[-1]
     n = right.shape[-1] if len(right.shape) > 1 else 1
     batched = len(right.shape) > 2
     batch = left.elements // max(left.shape[-2] * k, 1) if batched else 1
     rows = left.shape[-2] if batched else left.elements // max(k, 1)
     if min(k, n, batch, rows) <= 0:
-        raise UnreadableWork("an empty product")
+        raise UnreadableWorkError("an empty product")
     aligned = all(_aligned(t) for t in (left, right)) and (n * right.nbytes // right.elements) % ALIGNMENT_BYTES == 0
     added = sum(t.nbytes for t in extra)
     return gemm_cost(products(batch, rows, n, k, left.dtype, added, aligned), left.dtype, abilities)

@@ -32,7 +32,7 @@ VECTOR_BYTES = 16
 
 
 def threads_an_sm(capability: tuple[int, int]) -> int:
-    """Most resident threads of an SM (CUDA C++ programming guide, "Technical specifications per compute capability")."""
+    """Most resident threads of an SM (CUDA C++ programming guide, technical specifications by compute capability)."""
     return {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536}.get(capability, 2048)
 
 
