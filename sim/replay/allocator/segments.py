@@ -116,7 +116,9 @@ def _adopt_range(allocator: CachingAllocator, views: list[SegmentView]) -> None:
 
 def _adopt_row(allocator: CachingAllocator, row: Sequence[tuple[Block, BlockView | None]]) -> None:
     previous: Block | None = None
+    number = allocator.numbering.memory()
     for block, part in row:
+        block.number = number if previous is None else allocator.numbering.part(previous)
         block.mapped = part is not None
         block.requested = 0 if part is None else part.requested
         block.link(previous, None)
@@ -138,6 +140,7 @@ def extend_range(pool: BlockPool, stream: int, address: int) -> None:
         gained = virtual.address - address
         if head.mapped:
             below = Block(address, gained, stream, pool, virtual)
+            below.number = head.number
             below.mapped = False
             below.link(None, head)
         else:

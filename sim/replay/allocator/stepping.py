@@ -426,7 +426,7 @@ class DeviceReplay:
         self._place += 1
         if event.address in self._elsewhere:
             self._elsewhere.discard(event.address)
-        elif event.address in self._allocator.pending_addresses():
+        elif self._allocator.is_pending(event.address):
             self._allocator.finish_pending(event.address)
         elif self._complete:
             raise _LostError
@@ -460,12 +460,10 @@ class DeviceReplay:
         self._replaying_releases = False
 
     def _run_of_releases(self) -> list[TraceEvent]:
-        run = []
-        for event in self._events[self._place :]:
-            if event.action not in _RELEASES:
-                break
-            run.append(event)
-        return run
+        end = self._place
+        while end < len(self._events) and self._events[end].action in _RELEASES:
+            end += 1
+        return list(self._events[self._place : end])
 
     def _known_range(self, event: TraceEvent) -> bool:
         return self._complete or self._known.covers(event.address, event.address + event.size)
