@@ -79,6 +79,14 @@ class Block:
         """Whether it is a whole segment, not a part of one (``!is_split()``)."""
         return self.previous is None and self.next is None
 
+    @property
+    def head(self) -> Block:
+        """The first block of its segment."""
+        block = self
+        while block.previous is not None:
+            block = block.previous
+        return block
+
     def link(self, previous: Block | None, following: Block | None) -> None:
         """Put it between two neighbours (``splice``)."""
         self.previous = previous

@@ -19,7 +19,7 @@ from sim.replay.allocator.device import Device, DeviceMemory
 from sim.replay.allocator.expandable import ExpandableSegments, expandable_size
 from sim.replay.allocator.ledger import Ledger, Listener, Statistics
 from sim.replay.allocator.oom import OutOfMemory, OutOfMemoryError
-from sim.replay.allocator.ordering import Numbering, Ordering, ordering_of
+from sim.replay.allocator.ordering import NEWEST_ORDERING, Numbering, Ordering
 from sim.replay.allocator.pools import COMMON_POOL, BlockPool, PoolId, PrivatePool
 from sim.replay.allocator.release import aged_victims, oversize_victims, whole_segments
 from sim.replay.allocator.rounding import (
@@ -78,7 +78,7 @@ class CachingAllocator:
         device: Device | None = None,
         listener: Listener | None = None,
         device_index: int = 0,
-        ordering: Ordering = ordering_of((2, 13)),
+        ordering: Ordering = NEWEST_ORDERING,
     ) -> None:
         self.device: Device = DeviceMemory() if device is None else device
         self.device_index = device_index
@@ -587,6 +587,20 @@ class CachingAllocator:
         block.requested = nbytes
         self._live[block.address] = block
         self._ledger.hand_out(size, nbytes)
+
+    def make_older(self, block: Block, number: int) -> None:
+        """Give a block's memory a smaller number: all its segment's blocks, or (2.12) the block's alone."""
+        changed: Block | None = block if self.numbering.by_block else block.head
+        while changed is not None:
+            listed = changed.idle and changed.mapped
+            age_base = changed.age_base
+            if listed:
+                changed.pool.forget(changed)
+            changed.number = number
+            if listed:
+                changed.pool.add(changed)
+                changed.age_base = age_base
+            changed = None if self.numbering.by_block else changed.next
 
     # what is there
 

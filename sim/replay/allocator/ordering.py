@@ -30,6 +30,9 @@ def ordering_of(torch_version: tuple[int, int]) -> Ordering:
     return "block" if torch_version < (2, 13) else "segment"
 
 
+NEWEST_ORDERING: Ordering = ordering_of((2, 13))
+
+
 class Numbering:
     """Gives blocks the numbers that decide between equal sizes; all are 0 where the address decides."""
 

@@ -32,9 +32,7 @@ ANSWERS = {(version, case): answer for version in VERSIONS for case, answer in a
 def test_every_address_and_every_failure_is_that_of_pytorch(version: str, case: str) -> None:
     recorded = ANSWERS[version, case]
     device = StubMemory(recorded["total"], recorded["total"] - recorded["free"])
-    allocator = CachingAllocator(
-        parse_alloc_conf(recorded["conf"]), device, ordering=ordering_of(VERSIONS[version])
-    )
+    allocator = CachingAllocator(parse_alloc_conf(recorded["conf"]), device, ordering=ordering_of(VERSIONS[version]))
     # until 2.12 use_mem_pool counts as a capture
     capturing = recorded["capturing"] or VERSIONS[version] < (2, 13)
     assert served(allocator, recorded["requests"], capturing=capturing) == recorded["answers"]
