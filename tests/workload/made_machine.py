@@ -21,9 +21,12 @@ class Machine:
     """One process with host threads, streams 7 (compute), 20 (communication) and 24 (copies)."""
 
     def __init__(
-        self, kernels: float = 1.0, host: float = 1.0, old: bool = False, rank: int | None = None, world: int = 1
+        self, kernels: float = 1.0, host: float = 1.0, dialect: str = "new", rank: int | None = None, world: int = 1
     ) -> None:
-        self.kernels, self.host, self.old, self.rank, self.world = kernels, host, old, rank, world
+        """``dialect``: "new", "old" (2021's names and whole microseconds), "hip" (ROCm's calls, launches by flows),
+        "sync" (with cuda_sync events)."""
+        self.kernels, self.host, self.dialect, self.rank, self.world = kernels, host, dialect, rank, world
+        self.old = dialect == "old"
         self.events: list[dict[str, Any]] = []
         self.clock = {MAIN: 1_000_000.0, AUTOGRAD: 0.0}
         self.thread = MAIN
@@ -35,6 +38,7 @@ class Machine:
         self.arrivals: list[float] = []
         self.meetings: list[float] = []
         self.clock_ahead = 0.0
+        self.blocking = False
 
     # -- what the program does ---------------------------------------------------------------------------------
 
@@ -75,6 +79,8 @@ class Machine:
         self.clock[self.thread] = max(begin, done) + 4 * self.host
         self._next_correlation()
         self._runtime(what, begin)
+        kind = "Context Sync" if stream is None else "Stream Sync"
+        self._sync(kind, begin, -1 if stream is None else stream)
 
     def wait_event(self, waiting: int, awaited: int) -> None:
         """Record an event on one stream and let another wait for it."""
@@ -83,6 +89,8 @@ class Machine:
             self.think(1.5)
             self._next_correlation()
             self._runtime(call, begin)
+        sync = {"wait_on_stream": awaited, "wait_on_cuda_event_record_corr_id": self.correlation - 1}
+        self._sync("Stream Wait Event", begin, waiting, **sync)
         if self.ends[awaited]:
             self.until[waiting] = max(self.until.get(waiting, 0.0), self.ends[awaited][-1])
 
@@ -167,6 +175,11 @@ class Machine:
 
     _next_correlation = _next
 
+    def _sync(self, kind: str, begin: float, stream: int, **args: int) -> None:
+        if self.dialect == "sync":
+            args |= {"stream": stream, "correlation": self.correlation}
+            self._complete("cuda_sync", kind, begin, self.clock[self.thread], args, stream, 0)
+
     def _runtime(self, name: str, begin: float) -> None:
         self._complete("cuda_runtime", name, begin, self.clock[self.thread], {"correlation": self.correlation})
 
@@ -182,6 +195,8 @@ class Machine:
             begin, end = math.floor(begin), math.floor(end)
             category = {"kernel": "Kernel", "gpu_memcpy": "Memcpy", "cuda_runtime": "Runtime"}.get(category, "Operator")
         tid = self.thread if tid is None else tid
+        if self.dialect == "hip":
+            name, args = self._in_hip(category, name, args, pid, tid, begin)
         self.events.append(
             {
                 "ph": "X", "cat": category, "name": name, "pid": pid,
@@ -189,6 +204,19 @@ class Machine:
                 "ts": begin + self.clock_ahead, "dur": end - begin, "args": args,
             }
         )  # fmt: skip
+
+    def _in_hip(
+        self, category: str, name: str, args: dict[str, Any], pid: int, tid: int, begin: float
+    ) -> tuple[str, dict[str, Any]]:
+        """ROCm's names; its device events say what launched them only by a flow that ends at their start."""
+        if pid == 0:
+            flow = {"ph": "f", "cat": "ac2g", "name": "ac2g", "id": args["correlation"], "bp": "e"}
+            self.events.append({**flow, "pid": pid, "tid": tid, "ts": begin + self.clock_ahead})
+            self.blocking = "Pageable" in name
+            return name.replace("Pageable", "Host").replace("Pinned", "Host"), {"device": 0}
+        if category == "cuda_runtime" and name == "cudaMemcpyAsync" and self.blocking:
+            return "hipMemcpyWithStream", args
+        return name.replace("cuda", "hip", 1) if category == "cuda_runtime" else name, args
 
     def write(self, path: Path) -> Path:
         trace: dict[str, Any] = {"traceEvents": self.events, "deviceProperties": [{"id": 0, "name": "Made"}]}

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_machine import Machine
-from oracle import replay, steps
 
 from sim.errors import InputError, UserError
+from sim.workload.inputs import read_inputs
 from sim.workload.kineto import read_trace
-from sim.workload.link import link_traces, read_traces
+from sim.workload.link import link_traces
+from tests.oracle import replay, steps
+from tests.workload.made_machine import Machine
 
 Event = dict[str, Any]
 
@@ -48,12 +49,12 @@ def write(path: Path, events: list[Event], **head: Any) -> Path:
 
 
 def warnings_of(path: Path) -> str:
-    return "; ".join(link_traces([read_trace(path)]).graph.warnings)
+    return "; ".join(read_inputs([path]).graph.warnings)
 
 
 def refused(path: Path) -> str:
     with pytest.raises(InputError) as error:
-        link_traces(read_traces([path]))
+        read_inputs([path])
     message = str(error.value)
     assert str(path) in message and "\n" not in message and "; " in message, message
     return message
@@ -108,7 +109,7 @@ def test_two_files_of_the_same_rank(tmp_path: Path) -> None:
     for name in ("a.pt.trace.json", "b.pt.trace.json"):
         small().write(tmp_path / name)
     with pytest.raises(InputError, match=r"rank 0 again: a\.pt\.trace\.json is the same rank; give one file per rank"):
-        link_traces(read_traces([tmp_path]))
+        read_inputs([tmp_path])
 
 
 def test_kernels_without_a_launch_and_launches_without_a_kernel(tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_overlapping_kernels_on_one_stream(tmp_path: Path) -> None:
     kernels[0]["dur"] += 30
     path = write(tmp_path / "overlap.json", events)
     assert "1 device operations that overlap another" in warnings_of(path)
-    linked = link_traces([read_trace(path)])
+    linked = read_inputs([path])
     assert steps(linked.graph, replay(linked.graph))[0][1][1] == linked.measured.steps[1].duration_ns
 
 
@@ -167,7 +168,7 @@ def test_a_step_that_one_rank_does_not_have(tmp_path: Path) -> None:
     last = max(e["ts"] for e in b.events if e["name"] == "ProfilerStep#1")
     b.events = [e for e in b.events if e["ts"] < last - 1]
     b.write(tmp_path / "rank1.pt.trace.json")
-    linked = link_traces(read_traces([tmp_path]))
+    linked = read_inputs([tmp_path])
     told = "; ".join(linked.graph.warnings)
     assert "ProfilerStep#1 is not in the trace of rank 1" in told
     assert "1 collectives that rank 1 has no part in: met without it" in told
@@ -184,7 +185,7 @@ def test_ranks_that_disagree_about_a_collective(tmp_path: Path) -> None:
         machine.write(tmp_path / f"rank{rank}.pt.trace.json")
     # 1,000 and 999 floats of 4 bytes
     with pytest.raises(UserError, match=r"ranks 0 and 1 disagree about collective 0 .* 4000 bytes and .* 3996 bytes"):
-        link_traces(read_traces([tmp_path]))
+        read_inputs([tmp_path])
 
 
 _values = st.one_of(
@@ -223,7 +224,7 @@ def _damaged(events: list[Event], damage: list[tuple[int, str, Any]]) -> list[Ev
 def test_damaged_traces_are_read_or_refused(damage: list[tuple[int, str, Any]], tmp_path: Path) -> None:
     path = write(tmp_path / "damaged.json", _damaged(small().events, damage))
     try:
-        linked = link_traces(read_traces([path]))
+        linked = read_inputs([path])
     except UserError as error:
         assert "\n" not in str(error)
         return
@@ -239,7 +240,7 @@ def test_damaged_bytes_are_read_or_refused(cut: int, insert: bytes, tmp_path: Pa
     path = tmp_path / "bytes.json"
     path.write_bytes(raw[: cut % len(raw)] + insert + raw[cut % len(raw) + len(insert) :])
     try:
-        replay(link_traces(read_traces([path])).graph)
+        replay(read_inputs([path]).graph)
     except UserError as error:
         assert "\n" not in str(error)
 
@@ -248,7 +249,7 @@ def test_kernels_alone_are_replayed_with_the_gaps_between_them(tmp_path: Path) -
     events = [e for e in small().events if e["cat"] == "kernel"]
     path = write(tmp_path / "kernels.json", events)
     assert "1 traces without host events" in warnings_of(path)
-    linked = link_traces([read_trace(path)])
+    linked = read_inputs([path])
     assert [s.name for s in linked.measured.steps] == ["trace"]
     assert steps(linked.graph, replay(linked.graph))[0] == [("trace", linked.measured.steps[0].duration_ns)]
 
@@ -261,7 +262,7 @@ def test_a_device_clock_that_is_behind_is_set_forward(tmp_path: Path) -> None:
             event["ts"] -= 500
     path = write(tmp_path / "behind.json", events)
     assert "1 device clocks that ran behind" in warnings_of(path)
-    behind = link_traces([read_trace(path)])
+    behind = read_inputs([path])
     right, wrong = (steps(of.graph, replay(of.graph))[0] for of in (as_it_is, behind))
     for (_, a), (_, b) in zip(right, wrong, strict=True):
         assert b == pytest.approx(a, rel=0.02)

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_machine import Machine
-from oracle import replay, steps
-from scaling import scaled
 
-from sim.workload.link import link_traces, read_traces
+from sim.workload.inputs import read_inputs
+from tests.oracle import replay, steps
+from tests.workload.made_machine import Machine
+from tests.workload.scaling import scaled
 
 Program = Callable[[Machine], None]
 
@@ -173,20 +173,20 @@ PROGRAMS = [
 ]  # fmt: skip
 
 
-def run(program: Program, kernels: float = 1.0, host: float = 1.0, old: bool = False) -> Machine:
-    machine = Machine(kernels, host, old)
+def run(program: Program, kernels: float = 1.0, host: float = 1.0, dialect: str = "new") -> Machine:
+    machine = Machine(kernels, host, dialect)
     program(machine)
     return machine
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
+@pytest.mark.parametrize("dialect", ["new", "old", "hip", "sync"])
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.__name__)
-def test_one_trace_predicts_the_others(program: Program, old: bool, tmp_path: Path) -> None:
-    machine = run(program, old=old)
-    graph = link_traces(read_traces([machine.write(tmp_path / "made.pt.trace.json")])).graph
+def test_one_trace_predicts_the_others(program: Program, dialect: str, tmp_path: Path) -> None:
+    machine = run(program, dialect=dialect)
+    graph = read_inputs([machine.write(tmp_path / "made.pt.trace.json")]).graph
     for kernels, host in ((1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.5), (0.25, 1.0), (4.0, 1.0)):
         predicted = [ns / 1000 for _, ns in steps(graph, replay(scaled(graph, kernels, host)))[0]]
-        truth = run(program, kernels, host, old).step_times()
+        truth = run(program, kernels, host, dialect).step_times()
         # The whole run within 2 %: a change of speed moves work from one step to the next where they overlap.
         assert sum(predicted) == pytest.approx(sum(truth), rel=0.02), (kernels, host, predicted, truth)
         for a, b in zip(predicted, truth, strict=True):
@@ -233,7 +233,7 @@ def run_together(world: int, kernels: float = 1.0, host: float = 1.0) -> list[Ma
 def test_ranks_with_clocks_of_their_own_meet_in_collectives(kernels: float, host: float, tmp_path: Path) -> None:
     for machine in run_together(4):
         machine.write(tmp_path / f"rank{machine.rank}.pt.trace.json")
-    linked = link_traces(read_traces([tmp_path]))
+    linked = read_inputs([tmp_path])
     assert linked.graph.groups == {"world": ((0, 1, 2, 3),)}
     assert not linked.graph.warnings
     predicted = steps(linked.graph, replay(scaled(linked.graph, kernels, host)))

@@ -6,15 +6,17 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from oracle import replay as oracle_replay
-from oracle import steps
-from scaling import scaled
 
 from sim.ops import Alloc, Collective, Free, HostCall, Kernel
 from sim.place.captured import place_as_captured
 from sim.replay.replay import replay
 from sim.timeline import Timeline
-from sim.workload.link import Linked, link_traces, read_traces
+from sim.workload.inputs import Workload, read_inputs
+from sim.workload.kineto import read_trace
+from sim.workload.link import link_traces
+from tests.oracle import replay as oracle_replay
+from tests.oracle import steps
+from tests.workload.scaling import scaled
 
 # Whether the first step of the trace was cut by the profiler's start: it is left out of what is claimed.
 TRACES = {
@@ -30,8 +32,8 @@ TRACES = {
 
 
 @cache
-def linked(path: Path) -> Linked:
-    return link_traces(read_traces([path]))
+def linked(path: Path) -> Workload:
+    return read_inputs([path])
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def traces(shared_dir: Path) -> Path:
     return shared_dir / "data/traces"
 
 
-def predicted_ms(of: Linked, kernels: float = 1.0, host: float = 1.0) -> list[float]:
+def predicted_ms(of: Workload, kernels: float = 1.0, host: float = 1.0) -> list[float]:
     graph = scaled(of.graph, kernels, host)
     return [ns / 1e6 for rank_steps in steps(graph, oracle_replay(graph)).values() for _, ns in rank_steps]
 
@@ -127,7 +129,7 @@ def test_the_two_resnets_do_the_same_gpu_work_and_differ_in_the_host(traces: Pat
     none = linked(traces / "v100-resnet50-0workers.pt.trace.json.gz")
     four = linked(traces / "v100-resnet50-4workers.pt.trace.json.gz")
 
-    def device_ms(of: Linked) -> float:
+    def device_ms(of: Workload) -> float:
         return sum(span.duration_ns for span in of.measured.device_spans(0)) / 6e6
 
     assert device_ms(none) == pytest.approx(device_ms(four), rel=0.02)
@@ -152,8 +154,8 @@ def test_a_single_rank_names_who_is_missing(traces: Path) -> None:
 def test_the_trace_holds_no_recorded_time(traces: Path) -> None:
     """Shifting a whole trace in time changes nothing: only differences are in the graph."""
     path = traces / "a100-cuda-event-sync.pt.trace.json.gz"
-    first = read_traces([path])
-    shifted = read_traces([path])
+    first = [read_trace(path)]
+    shifted = [read_trace(path)]
     for events in (shifted[0].host, shifted[0].runtime, shifted[0].device):
         for event in events:
             event.start_ns += 12_345_678_901

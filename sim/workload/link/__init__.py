@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from sim.workload.link.job import Linked, graph_from_traces, link_traces, read_traces, timeline_from_traces
+from sim.workload.link.job import Linked, graph_from_traces, link_traces, timeline_from_traces
 
-__all__ = ["Linked", "graph_from_traces", "link_traces", "read_traces", "timeline_from_traces"]
+__all__ = ["Linked", "graph_from_traces", "link_traces", "timeline_from_traces"]

@@ -128,7 +128,8 @@ def _members(args: Args, lines: RankLines) -> tuple[int, ...]:
         return tuple(sorted(set(ranks)))
     if args.group_name is not None and str(args.group_name) in trace.groups:
         return tuple(sorted(set(trace.groups[str(args.group_name)])))
-    return tuple(range(max(args.group_size or trace.world_size or 1, 1)))
+    size = args.group_size or trace.world_size
+    return tuple(range(size)) if size and size > lines.rank else (lines.rank,)
 
 
 def size_of(kind: CollectiveKind, args: Args, around: list[HostEvent], ranks: int) -> tuple[int, str]:
@@ -155,7 +156,7 @@ def _input_elements(args: Args) -> tuple[int, str]:
     total, found = 0, ""
     for shape, written in zip(shapes, types, strict=False):
         dtype = DTYPES.get(written, "") if isinstance(written, str) else ""
-        if dtype and isinstance(shape, list) and shape and all(isinstance(n, int) and n >= 0 for n in shape):
+        if dtype and isinstance(shape, list) and all(isinstance(n, int) and n >= 0 for n in shape):
             count = 1
             for n in shape:
                 count *= n

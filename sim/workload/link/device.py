@@ -32,7 +32,7 @@ def build_streams(lines: RankLines, first_lane: int) -> list[Lane]:
         name = f"stream {number}" if len(devices) == 1 else f"device {device} stream {number}"
         lines.streams[device, number] = Stream(first_lane + len(lanes), device, number)
         lanes.append(Lane("stream", number, name))
-    calls = {c.correlation: c for line in lines.threads for c in line.calls if c.correlation >= 0}
+    calls = _launching_calls(lines)
     behind = _clock_behind(events, calls, lines)
     for event in events:
         stream = lines.streams[event.device, event.stream]
@@ -53,6 +53,20 @@ def build_streams(lines: RankLines, first_lane: int) -> list[Lane]:
         stream.sort()
     _count_lost_kernels(lines)
     return lanes
+
+
+def _launching_calls(lines: RankLines) -> dict[int, Call]:
+    """Calls by correlation id.  Runtime and driver may both record one launch, the one inside the other: the outer."""
+    calls: dict[int, Call] = {}
+    for line in lines.threads:
+        inner: set[Call] = set()
+        for call in line.calls:
+            outer = calls.setdefault(call.correlation, call) if call.correlation >= 0 else call
+            if outer is not call and outer.lane == call.lane and call.end <= outer.end:
+                inner.add(call)
+        if inner:
+            line.calls = [call for call in line.calls if call not in inner]
+    return calls
 
 
 def _clock_behind(events: list[DeviceEvent], calls: dict[int, Call], lines: RankLines) -> int:
@@ -96,14 +110,12 @@ def settle_starts(lines: RankLines) -> None:
 
 
 def _settle(node: Node, free: int | None, typical_lag: int, typical_gap: int, origin: int) -> None:
-    since_free = max(0, node.start - (origin if free is None else free))
+    held = [n.end for n in node.after] + ([] if free is None else [free])
+    since_ready = max(0, node.start - max(held, default=origin))
     since_launch = max(0, node.start - node.launch.start) if node.launch is not None else None
-    released = max((n.end for n in node.after), default=None)
-    node.gap, node.lag = min(typical_gap, since_free), min(typical_lag, since_launch or 0)
-    if released is not None and node.start - released <= min(since_free, (since_launch or since_free) - node.lag):
-        return
-    if since_launch is None or (free is not None and since_free + typical_lag <= since_launch):
-        node.gap = since_free
+    node.gap, node.lag = min(typical_gap, since_ready), min(typical_lag, since_launch or 0)
+    if since_launch is None or (held and since_ready + typical_lag <= since_launch):
+        node.gap = since_ready
     else:
         node.lag = since_launch
 

@@ -75,25 +75,31 @@ def _threads_without_a_name(trace: KinetoTrace) -> dict[int, int]:
 
 
 def _line(lane: int, events: list[HostEvent], calls: Iterable[RuntimeEvent]) -> ThreadLine:
-    """One pass over ops and calls in order of start, with the stack of ops that are open."""
     line = ThreadLine(lane)
-    ops = [event for event in events if not event.annotation]
+    line.ops = [event for event in events if not event.annotation]
+    line.calls = [Call(lane, event) for event in calls]
+    for call, op in zip(line.calls, innermost(line.ops, [call.start for call in line.calls]), strict=True):
+        call.op = op
+    line.busy = union([(op.start_ns, op.end_ns) for op in line.ops], [(c.start, c.end) for c in line.calls])
+    return line
+
+
+def innermost(ops: list[HostEvent], times: list[int]) -> list[HostEvent | None]:
+    """The innermost op of a thread that was open at each of the times; both are in order, ops by their start."""
+    found: list[HostEvent | None] = []
     stack: list[HostEvent] = []
     place = 0
-    for event in calls:
-        while place < len(ops) and ops[place].start_ns <= event.start_ns:
+    for time in times:
+        while place < len(ops) and ops[place].start_ns <= time:
             op = ops[place]
             while stack and stack[-1].end_ns <= op.start_ns:
                 stack.pop()
             stack.append(op)
             place += 1
-        while stack and stack[-1].end_ns < event.start_ns:
+        while stack and stack[-1].end_ns < time:
             stack.pop()
-        call = Call(lane, event)
-        call.op = stack[-1] if stack else None
-        line.calls.append(call)
-    line.busy = union([(op.start_ns, op.end_ns) for op in ops], [(c.start, c.end) for c in line.calls])
-    return line
+        found.append(stack[-1] if stack else None)
+    return found
 
 
 def union(first: list[tuple[int, int]], second: list[tuple[int, int]]) -> list[tuple[int, int]]:

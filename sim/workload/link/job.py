@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from sim.errors import InputError, UserError
+from sim.errors import UserError
 from sim.graph import OpGraph, Program, RankProgram
 from sim.ops import Lane
 from sim.timeline import RankInfo, Timeline
-from sim.workload.kineto import KinetoTrace, read_trace
+from sim.workload.kineto import KinetoTrace
 from sim.workload.link import cpu, device, handoff, host, memory, program, ranks, steps, streamwaits, waiting
 from sim.workload.link.collectives import find_collectives
 from sim.workload.link.measured import MeasuredRank, measured_timeline
@@ -25,23 +25,6 @@ class Linked:
 
     graph: OpGraph
     measured: Timeline
-
-
-def read_traces(paths: list[Path]) -> list[KinetoTrace]:
-    """The traces of files and folders (one rank a file), in order of path; InputError where there is none."""
-    files: list[Path] = []
-    for path in paths:
-        files.extend(_in_folder(path) if path.is_dir() else [path])
-    return [read_trace(file) for file in files]
-
-
-def _in_folder(folder: Path) -> list[Path]:
-    names = sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith((".json", ".json.gz")))
-    traces = [p for p in names if ".trace.json" in p.name]
-    traces = traces or [p for p in names if p.name != "capture.json" and ".workload.json" not in p.name]
-    if not traces:
-        raise InputError(folder, "no traces in this folder; give one with a .pt.trace.json(.gz) file per rank")
-    return traces
 
 
 def graph_from_traces(traces: list[KinetoTrace]) -> OpGraph:
@@ -92,7 +75,7 @@ def _meet(jobs: list[_Rank]) -> dict[str, tuple[int, ...]]:
     """Match the collectives, put all ranks on the first one's clock and give them one origin."""
     lines = [job.lines for job in jobs]
     matched = ranks.match(lines, [job.collectives for job in jobs], [job.steps for job in jobs])
-    offsets = ranks.clock_offsets(matched, [line.rank for line in lines])
+    offsets = ranks.clock_offsets(matched, lines)
     begin = min(line.origin - offsets[line.rank] for line in lines)
     for job in jobs:
         job.lines.offset = offsets[job.lines.rank]
@@ -143,6 +126,8 @@ class _Rank:
         steps.add_marks(lines, self.steps)
         for line in lines.threads:
             line.ends = [node.end for node in line.nodes]
+        if lines.trace.cpu_is_device:
+            cpu.find_waits(lines)
         handoff.find_handoffs(lines)
         streamwaits.find_stream_waits(lines)
         device.settle_starts(lines)

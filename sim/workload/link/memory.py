@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+
+import msgspec
 
 from sim.workload.kineto import MemoryEvent
+from sim.workload.link.host import innermost
 from sim.workload.link.nodes import Node, RankLines, ThreadLine
 
 RESIDENT = "blocks freed that were allocated before the trace began: resident from its beginning"
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(msgspec.Struct, frozen=True, gc=False):
     """What an Alloc or Free is about; ``stream`` is the lane it was allocated for."""
 
     number: int
@@ -41,6 +42,14 @@ def add_memory(lines: RankLines) -> None:
         matching.follow(event)
     for line in lines.threads:
         line.nodes.sort(key=lambda node: node.start)
+        _name(line)
+
+
+def _name(line: ThreadLine) -> None:
+    """An allocation is called after the op that asked for it."""
+    asked = [node for node in line.nodes if node.kind == "alloc"]
+    for node, op in zip(asked, innermost(line.ops, [node.start for node in asked]), strict=True):
+        node.name = op.name if op is not None else ""
 
 
 def _device(lines: RankLines) -> int:

@@ -32,9 +32,9 @@ COPIES_WAITING = frozenset({"Memcpy", "Memcpy2D", "MemcpyHtoD", "MemcpyDtoH", "M
                             "MemcpyToSymbol", "MemcpyFromSymbol"})  # fmt: skip
 QUERIES = frozenset({"EventQuery", "StreamQuery"})
 
-# How many operations a stream takes before a launch must wait, itself not counted.  Measured on a V100 under CUDA 11
-# and 12: launches block when 1,023 operations are outstanding and return when 1,022 are (the driver's channel has
-# 1,024 entries).  A trace that shows more outstanding has a deeper queue, and that one is used.
+# How many operations a stream holds, the one being launched included, when a launch returns.  Measured on a V100
+# (v100-1gpu-steady of HolisticTraceAnalysis): launches block when 1,023 are outstanding and return when 1,022 are.
+# A trace that shows more outstanding has a deeper queue, and that one is used.
 QUEUE_DEPTH = 1_022
 # A call in a queue fuller than this that takes many times its usual time was held back by the queue.
 NEARLY_FULL = 0.95
