@@ -18,6 +18,8 @@ from sim.topology.machine import Gpu, Machine
 from sim.units import ns_from_us, transfer_ns
 
 Timed = tuple[int, DurationSource]
+NAMED_ESTIMATES = 5
+BRIEF = 48
 # What goes to cuBLAS, which takes a workspace from the caching allocator at its first call on a stream
 # (aten/src/ATen/cuda/CublasHandlePool.cpp, PyTorch 2.13).
 CUBLAS_OPS = frozenset(
@@ -70,6 +72,12 @@ def _chosen(graph: OpGraph, machine: Machine, wanted: Sequence[int]) -> tuple[Gp
     return tuple(machine.gpus[i] for i in indices)
 
 
+def _brief(kernel: str) -> str:
+    """A C++ kernel's name without the words that all have, cut where it gets long."""
+    name = kernel.removeprefix("void ").replace("at::native::", "").replace("(anonymous namespace)::", "")
+    return name if len(name) <= BRIEF else f"{name[:BRIEF]}..."
+
+
 class _Placer:
     """Costs of programs on devices, computed once for ranks that are alike."""
 
@@ -84,9 +92,14 @@ class _Placer:
         self._notes: list[str] = list(machine.remarks)
 
     def warnings(self) -> tuple[str, ...]:
+        """What a reader of the numbers must know: of the machine, of its collectives, and what was estimated."""
         named = sorted(self._estimated.items(), key=lambda item: (-item[1], item[0]))
-        counted = [f"no cost formula for {op}: {count} kernels estimated by bytes" for op, count in named]
-        return tuple(dict.fromkeys([*self._notes, *counted]))
+        if not named:
+            return tuple(self._notes)
+        shown = ", ".join(f"{_brief(op)} ({count})" for op, count in named[:NAMED_ESTIMATES])
+        more = f" and {len(named) - NAMED_ESTIMATES} names more" if len(named) > NAMED_ESTIMATES else ""
+        total = sum(self._estimated.values())
+        return (*self._notes, f"{total} kernels have no cost formula or no shapes, estimated by bytes: {shown}{more}")
 
     def costs(self, rank: int, program: int, captured_on: str, gpu: Gpu) -> Costs:
         groups = {op.group for op in self._graph.programs[program].ops if isinstance(op, Collective)}
@@ -112,13 +125,18 @@ class _Placer:
         return route.bandwidth_gb_s, route.latency_us
 
     def _group_gpus(self, group: str, rank: int) -> list[int]:
-        missing = [r for r in self._graph.group_of(group, rank) if r not in self._of_rank]
-        if missing:
+        members = self._graph.group_of(group, rank)
+        absent = [r for r in members if r not in self._of_rank]
+        free = [gpu for gpu in self._machine.gpus if gpu not in self._of_rank.values()]
+        if len(absent) > len(free):
             raise UserError(
-                f"{self._graph.name}: process group {group!r} has ranks {', '.join(map(str, missing[:8]))}, whose "
-                f"traces are not there; give them all, or use --topology as-captured"
+                f"{self._graph.name}: process group {group!r} has {len(members)} ranks, more than the "
+                f"{len(self._machine.gpus)} GPUs of {self._machine.name}; choose a larger --topology"
             )
-        return [self._of_rank[r].index for r in self._graph.group_of(group, rank)]
+        # Ranks whose traces are not there take part in collectives from the GPUs that are left.
+        for r, gpu in zip(absent, free, strict=False):
+            self._of_rank[r] = gpu
+        return [self._of_rank[r].index for r in members]
 
     def _program_costs(self, rank: int, program: Program, index: int, captured_on: str, gpu: Gpu) -> Costs:
         launching = frozenset(op.launch for op in program.ops if isinstance(op, DeviceOp) and op.launch is not None)
