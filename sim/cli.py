@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import time
@@ -15,7 +16,9 @@ from rich.console import Console
 
 from sim.errors import UserError
 from sim.place.captured import AS_CAPTURED
+from sim.place.collectives import plan
 from sim.place.place import place
+from sim.replay.allocator.snapshot import replay_snapshot
 from sim.replay.replay import replay
 from sim.report import chrome, summary, text
 from sim.report.summary import Summary
@@ -141,6 +144,7 @@ def trace(words: Sequence[str], /, out: Path, steps: int, warmup: int, script: S
     from sim.workload.capture.capture import capture
     from sim.workload.capture.spec import CaptureSpec, check_steps, what_to_run
 
+    gc.enable()  # as in the script's own runs
     check_steps(steps, warmup)
     spec = CaptureSpec(what_to_run(script=script, **run), out, steps, warmup, ("tracesim", *words))
     done = capture(spec, _line_by_line())
@@ -150,6 +154,57 @@ def trace(words: Sequence[str], /, out: Path, steps: int, warmup: int, script: S
         ranks = f" of {done.ranks} ranks" if done.ranks > 1 else ""
         click.echo(f"{out}: {done.steps} step{'s' * (done.steps > 1)}{ranks}; replay it with")
         click.echo(f"  tracesim replay {out} --topology {AS_CAPTURED}")
+
+
+@cli.command()
+@click.argument("kind")
+@click.option("--bytes", "sizes", required=True, metavar="N[,N...]", help="Size of the whole tensor in bytes.")
+@click.option("--ranks", type=int, required=True, help="How many GPUs take part: the first ones, or those of --gpus.")
+@_topology
+@_gpus
+@_set
+@_json
+def collective(
+    kind: str,
+    sizes: str,
+    ranks: int,
+    topology: str,
+    gpus: str | None,
+    settings: Sequence[str],
+    json_out: str | None,
+) -> None:
+    """Time of one collective, with the algorithm and protocol chosen, as nccl-tests counts it."""
+    from sim.report.collectives import CollectiveTimeRow, encode_rows, render_rows
+
+    machine = _named_machine(topology, settings)
+    chosen = _numbers("--gpus", gpus) or tuple(range(ranks))
+    if len(chosen) != ranks:
+        raise UserError(f"--gpus names {len(chosen)} GPUs for --ranks {ranks}")
+    plans = [plan(machine, kind, size, chosen) for size in _numbers("--bytes", sizes)]
+    rows = [
+        CollectiveTimeRow(
+            p.kind, p.nbytes, p.ranks, p.algorithm, p.protocol, p.call_us, p.algbw_gb_s, p.busbw_gb_s, p.note
+        )
+        for p in plans
+    ]
+    _write_json(encode_rows(rows), json_out)
+    if json_out != "-":
+        render_rows(rows, Console())
+
+
+@cli.command()
+@click.argument("snapshot", type=click.Path(path_type=Path), metavar="SNAPSHOT.pickle")
+@_json
+def allocator(snapshot: Path, json_out: str | None) -> None:
+    """Replay a CUDA memory snapshot's events through the simulated allocator and compare every address."""
+    import msgspec
+
+    from sim.report.allocator import render_comparison
+
+    compared = msgspec.to_builtins(replay_snapshot(snapshot))
+    _write_json(msgspec.json.format(msgspec.json.encode(compared)) + b"\n", json_out)
+    if json_out != "-":
+        render_comparison(str(snapshot), compared, Console())
 
 
 @cli.command()
@@ -178,6 +233,13 @@ def _machine(topology: str, settings: Sequence[str]) -> Machine | None:
             raise UserError(f"--set {settings[0]}: {AS_CAPTURED!r} has no values to change; name a topology")
         return None
     return load_topology(topology, _assignments(settings))
+
+
+def _named_machine(topology: str, settings: Sequence[str]) -> Machine:
+    machine = _machine(topology, settings)
+    if machine is None:
+        raise UserError(f"--topology {AS_CAPTURED}: no trace was captured here; name a machine such as a5000x8")
+    return machine
 
 
 def _assignments(settings: Sequence[str]) -> dict[str, str]:
@@ -226,6 +288,7 @@ def _write_json(content: bytes, target: str | None) -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """The command: what a user can cause is one line on stderr and exit code 2."""
     words = list(sys.argv[1:] if args is None else args)
+    gc.disable()  # a command is over soon; looking for cycles among a million events takes an eighth of its time
     try:
         cli.main(args=words, prog_name="tracesim", standalone_mode=False, obj=words)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -71,6 +71,10 @@ TREE_PER_CHANNEL: dict[Generation, tuple[float, float, float]] = {
 
 # Shares of the bus bandwidth, same function
 RING_LL_SHARE = 0.5
+# What NCCL expected of LL up to 2.18 (tuning.cc at commit b6475625): less than it gets, so it left LL earlier.
+OLD_RELEASE = (2, 18)
+OLD_RING_LL_SHARE = 1 / 4
+OLD_RING_LL_SHARE_ONE_HOST_NO_SUM = 1 / 3
 RING_LL128_SHARE = 0.92  # 120 of 128 bytes are data, and a little
 RING_LL128_SHARE_ONE_RANK_A_HOST = 0.7
 TREE_SHARE = 0.92
@@ -106,6 +110,8 @@ SLICES = 2
 LARGEST_CHUNK = 2 << 20
 # src/device/prims_ll128.h: 640 threads move 16 bytes each a grain, 15 of 16 bytes of it data
 LL128_GRAIN = 640 * 16 * 15 // 16
+# src/device/all_reduce.h, minChunkSizeLL128: a turn is never cut below 640 threads x 60 bytes / 2 = 19200 bytes
+LL128_LEAST_GRAINS = 2
 # NCCL_P2P_LL_THRESHOLD: a send of up to 16 KiB goes by LL
 P2P_LL_BYTES = 16 << 10
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sim.errors import UserError
 from sim.graph import OpGraph, Program
 from sim.ops import Collective, Copy, DeviceOp, HostCall, Kernel, Op
 from sim.place.captured import place_as_captured
-from sim.place.collectives import plan
+from sim.place.collectives import CollectivePlan, plan
 from sim.place.kernels import KernelCost, floor_us, kernel_cost, memory_cost
-from sim.place.placement import Costs, PlacedRank, Placement
+from sim.place.placement import Costs, Flow, PlacedRank, Placement
 from sim.place.transpose import rescaled
 from sim.timeline import CollectiveInfo, DurationSource
 from sim.topology.machine import Gpu, Machine
 from sim.units import ns_from_us, transfer_ns
 
 Timed = tuple[int, DurationSource]
+# What goes to cuBLAS, which takes a workspace from the caching allocator at its first call on a stream
+# (aten/src/ATen/cuda/CublasHandlePool.cpp, PyTorch 2.13).
+CUBLAS_OPS = frozenset(
+    f"aten::{op}{inplace}" for op in ("mm", "addmm", "bmm", "baddbmm", "addmv", "dot") for inplace in ("", "_")
+)
 # Calls that a synthesized program makes besides its ops; they launch nothing.
 SYNC_CALLS = ("cudaDeviceSynchronize", "cudaStreamSynchronize")
 
@@ -106,10 +111,20 @@ class _Placer:
         launching = frozenset(op.launch for op in program.ops if isinstance(op, DeviceOp) and op.launch is not None)
         durations: list[int] = []
         sources: list[DurationSource] = []
+        source: DurationSource
         collectives: dict[int, CollectiveInfo] = {}
+        flows: dict[int, Flow] = {}
         for i, op in enumerate(program.ops):
             if isinstance(op, Collective):
-                collectives[i], (ns, source) = self._collective(op, rank)
+                planned = self._planned(op, rank)
+                ns, source = planned.ns, planned.source
+                flows[i] = self._flow(planned.latency_ns, planned.transfer_ns, planned.loads)
+                collectives[i] = CollectiveInfo(
+                    op.kind, op.bytes, planned.ranks, planned.algorithm, planned.protocol, op.group, op.seq
+                )
+            elif isinstance(op, Copy) and op.kind in ("h2d", "d2h"):
+                flows[i], source = self._host_copy(op, gpu), "roofline"
+                ns = flows[i].latency_ns + flows[i].transfer_ns
             else:
                 ns, source = self._alone(op, i in launching, captured_on, gpu)
             durations.append(ns)
@@ -120,7 +135,17 @@ class _Placer:
             gap_ns=tuple(self._gap(op, gpu) for op in program.ops),
             source=tuple(sources),
             collectives=collectives,
+            flows=flows,
+            workspaces=self._workspaces(program),
         )
+
+    def _workspaces(self, program: Program) -> dict[int, int]:
+        """Of synthesized programs only: a trace has its workspaces among its own allocations."""
+        first: dict[int, int] = {}
+        for op in program.ops:
+            if isinstance(op, Kernel) and op.measured_ns is None and op.launch is not None and op.name in CUBLAS_OPS:
+                first.setdefault(op.lane, op.launch)
+        return {launch: lane for lane, launch in first.items()}
 
     def _alone(self, op: Op, launches: bool, captured_on: str, gpu: Gpu) -> Timed:
         if isinstance(op, HostCall):
@@ -153,26 +178,29 @@ class _Placer:
         return cost.ns, cost.source
 
     def _copy(self, op: Copy, gpu: Gpu) -> Timed:
-        if op.kind == "memset":
-            cost = memory_cost(op.bytes, gpu.profile)
-            return cost.ns, cost.source
-        if op.kind in ("d2d", "p2p"):
-            cost = memory_cost(2 * op.bytes, gpu.profile)
-            return cost.ns, cost.source
-        to_device = op.kind == "h2d"
-        route = self._machine.host_to_device(gpu.name) if to_device else self._machine.device_to_host(gpu.name)
-        return max(
-            transfer_ns(op.bytes, route.bandwidth_gb_s) + ns_from_us(route.latency_us),
-            ns_from_us(floor_us(gpu.profile)),
-        ), "roofline"
+        """On the device: a memset writes, a copy reads and writes."""
+        cost = memory_cost(op.bytes if op.kind == "memset" else 2 * op.bytes, gpu.profile)
+        return cost.ns, cost.source
 
-    def _collective(self, op: Collective, rank: int) -> tuple[CollectiveInfo, Timed]:
-        gpus = tuple(self._group_gpus(op.group, rank))
-        planned = plan(self._machine, op.kind, op.bytes, gpus)
-        info = CollectiveInfo(op.kind, op.bytes, len(gpus), planned.algorithm, planned.protocol, op.group, op.seq)
+    def _host_copy(self, op: Copy, gpu: Gpu) -> Flow:
+        """Between host memory and the device, over the links between them."""
+        machine = self._machine
+        route = machine.host_to_device(gpu.name) if op.kind == "h2d" else machine.device_to_host(gpu.name)
+        latency = ns_from_us(route.latency_us + floor_us(gpu.profile))
+        transfer = transfer_ns(op.bytes, route.bandwidth_gb_s)
+        return self._flow(latency, transfer, [(lane, op.bytes) for lane in route.lanes])
+
+    def _flow(self, latency_ns: int, transfer: int, loads: Iterable[tuple[str, int]]) -> Flow:
+        """Each lane's part of its time: the lane that needs longest for its bytes is the one that bounds the flow."""
+        times = {lane: nbytes / self._machine.capacities[lane] for lane, nbytes in loads if nbytes}
+        longest = max(times.values(), default=1.0)
+        return Flow(latency_ns, transfer, tuple(sorted((lane, time / longest) for lane, time in times.items())))
+
+    def _planned(self, op: Collective, rank: int) -> CollectivePlan:
+        planned = plan(self._machine, op.kind, op.bytes, tuple(self._group_gpus(op.group, rank)))
         if planned.note and planned.note not in self._notes:
             self._notes.append(planned.note)
-        return info, (planned.ns, planned.source)
+        return planned
 
     def _lag(self, op: Op, durations: Sequence[int], gpu: Gpu) -> int:
         """From the beginning of the launching call to the earliest start: a synthesized op launches at its end."""

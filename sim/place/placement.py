@@ -25,7 +25,8 @@ class Flow(msgspec.Struct, frozen=True):
 class Costs(msgspec.Struct, frozen=True):
     """One program on one device: per operation its duration alone, launch lag, stream gap, and where the duration
     came from.  ``collectives`` tells algorithm and size of each collective operation; ``flows`` the load on links of
-    each transfer that shares them with others (its duration is the flow's, alone)."""
+    each transfer that shares them with others (its duration is the flow's, alone); ``workspaces`` the stream (lane) on
+    which a host call launches the first matrix product: cuBLAS takes its workspace then."""
 
     duration_ns: tuple[int, ...]
     lag_ns: tuple[int, ...]
@@ -33,6 +34,7 @@ class Costs(msgspec.Struct, frozen=True):
     source: tuple[DurationSource, ...]
     collectives: dict[int, CollectiveInfo]
     flows: dict[int, Flow] = {}
+    workspaces: dict[int, int] = {}
 
 
 class PlacedRank(msgspec.Struct, frozen=True):

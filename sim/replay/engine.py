@@ -159,7 +159,7 @@ class RankReplay:
         self.placed = placed
         self.ops = ops
         self.moments = Moments(env, len(ops))
-        self.memory = RankMemory(placed.rank, placed.memory_bytes)
+        self.memory = RankMemory(placed)
         self.transfer_ns: dict[int, int] = {}
         self._env = env
         self._meetings = meetings
@@ -176,7 +176,7 @@ class RankReplay:
 
     def _thread(self, indices: Sequence[int]) -> Process:
         env, ops, moments, duration = self._env, self.ops, self.moments, self.placed.costs.duration_ns
-        end = moments.end
+        end, workspaces = moments.end, self.placed.costs.workspaces
         now = 0  # the lane's own clock: where its last operation ended
         for i in indices:
             op = ops[i]
@@ -191,6 +191,8 @@ class RankReplay:
             now += op.before_ns  # type: ignore[union-attr]
             moments.set_start(i, now)
             if isinstance(op, HostCall):
+                if i in workspaces:
+                    self.memory.take_workspace(workspaces[i], now)
                 for awaited in op.waits:
                     if end[awaited] == UNKNOWN:
                         yield moments.end_known(awaited)
@@ -210,16 +212,16 @@ class RankReplay:
         now = 0
         for i in indices:
             op = ops[i]
+            for awaited in op.after:
+                if end[awaited] == UNKNOWN:
+                    yield moments.end_known(awaited)
+                now = max(now, end[awaited])
             now += costs.gap_ns[i]
             launch: int | None = op.launch  # type: ignore[union-attr]
             if launch is not None:
                 if start[launch] == UNKNOWN:
                     yield moments.start_known(launch)
                 now = max(now, start[launch] + costs.lag_ns[i])
-            for awaited in op.after:
-                if end[awaited] == UNKNOWN:
-                    yield moments.end_known(awaited)
-                now = max(now, end[awaited])
             if isinstance(op, Collective):
                 yield from self._communicate(i, op, now)
                 now = end[i]

@@ -147,7 +147,10 @@ class OutOfMemoryRow(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """A timeline as numbers: times in decimal milliseconds, sizes in bytes.  See the module for definitions."""
+    """A timeline as numbers: times in decimal milliseconds, sizes in bytes.  See the module for definitions.
+
+    ``measured_on`` is the device that was measured; on another one there is no error to speak of.
+    """
 
     name: str
     step_ms: float
@@ -159,6 +162,7 @@ class Summary(msgspec.Struct, frozen=True):
     measured_step_ms: float | None
     measured_steps_ms: tuple[float, ...] | None
     measured_trace_ms: float | None
+    measured_on: str | None
     step_error: float | None
     breakdown_ms: Breakdown
     host_ms: float
@@ -210,7 +214,7 @@ def summarize(
     if not job:
         raise UserError(f"{timeline.name}: none of its steps is on one of its ranks")
     busiest = max(views, key=_device_ns)
-    measurement = _measure(measured)
+    measurement = _measure(measured, timeline)
     splits = [splitters[step.rank].split(step.start_ns, step.end_ns) for step in job]
     host = [splitters[step.rank].host(step.start_ns, step.end_ns) for step in job]
     peaks = _peak_bytes(timeline)
@@ -231,7 +235,8 @@ def summarize(
         measured_step_ms=measurement.step_ms,
         measured_steps_ms=measurement.steps_ms,
         measured_trace_ms=measurement.trace_ms,
-        step_error=_error(step_ms, measurement.step_ms),
+        measured_on=measurement.device,
+        step_error=measurement.error(step_ms, measurement.step_ms),
         breakdown_ms=_breakdown(splits),
         host_ms=ms_from_ns(_mean(host)),
         ranks=ranks,
@@ -272,29 +277,33 @@ class _Measurement(msgspec.Struct, frozen=True):
     steps_ms: tuple[float, ...] | None = None
     trace_ms: float | None = None
     by_rank: dict[int, float] = {}
+    device: str | None = None
+    same_device: bool = True
+
+    def error(self, predicted: float, measured: float | None) -> float | None:
+        """predicted / measured - 1; None where they are about different devices, which is a comparison, no error."""
+        return predicted / measured - 1 if measured and self.same_device else None
 
 
-def _measure(measured: Timeline | None) -> _Measurement:
+def _measure(measured: Timeline | None, timeline: Timeline) -> _Measurement:
     if measured is None:
         return _Measurement()
+    here, there = (sorted({info.device_name for info in t.ranks if info.device_name}) for t in (timeline, measured))
+    device, same = ", ".join(there) or None, not here or not there or here == there
     views = rank_views(measured)
     job = [slowest(steps) for steps in job_steps(views)]
     if not job:
         return _Measurement()
     mean = ms_from_ns(_mean([step.duration_ns for step in job]))
     if all(step.name == UNMARKED for step in job):
-        return _Measurement(trace_ms=mean)
+        return _Measurement(trace_ms=mean, device=device, same_device=same)
     by_rank = {view.rank: ms_from_ns(_mean([s.duration_ns for s in view.steps])) for view in views if view.steps}
     steps_ms = tuple(ms_from_ns(step.duration_ns) for step in job)
-    return _Measurement(step_ms=mean, steps_ms=steps_ms, by_rank=by_rank)
+    return _Measurement(mean, steps_ms, None, by_rank, device, same)
 
 
 def _mean(values: Sequence[int]) -> float:
     return sum(values) / len(values) if values else 0.0
-
-
-def _error(predicted: float, measured: float | None) -> float | None:
-    return predicted / measured - 1 if measured else None
 
 
 def _device_ns(view: RankView) -> int:
@@ -400,7 +409,7 @@ def _per_step(
     for i, (step, split, host_ns) in enumerate(zip(job, splits, host, strict=True)):
         step_ms = ms_from_ns(step.duration_ns)
         measured_ms = measured[i] if i < len(measured) else None
-        error = _error(step_ms, measured_ms)
+        error = measurement.error(step_ms, measured_ms)
         rows.append(
             StepRow(step.name, step.rank, step_ms, measured_ms, error, _breakdown([split]), ms_from_ns(host_ns))
         )

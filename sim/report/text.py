@@ -72,10 +72,10 @@ def render_comparison(rows: Sequence[ComparisonRow], console: Console) -> None:
 
 def _comparison(rows: Sequence[ComparisonRow], *, files: bool) -> Table:
     columns = [
-        Column("run", overflow="fold"), _number("step"), _number("compute"), _number("exposed\ncommun."),
-        _number("idle"), _number("peak / card\nGiB"),
-    ]  # fmt: skip
-    table = _table(*columns, *([Column("open in ui.perfetto.dev", no_wrap=True)] if files else []))
+        Column("run", overflow="fold"),
+        *map(number_column, ("step", "compute", "exposed\ncommun.", "idle", "peak / card\nGiB")),
+    ]
+    table = plain_table(*columns, *([Column("open in ui.perfetto.dev", no_wrap=True)] if files else []))
     for row in rows:
         s, parts = row.summary, row.summary.breakdown_ms
         times = [_ms(ms) for ms in (s.step_ms, parts.compute, parts.exposed_communication, parts.idle)]
@@ -138,7 +138,7 @@ def _tightest(ranks: Iterable[RankSummary]) -> tuple[int, int] | None:
 
 
 def _times(summary: Summary, console: Console) -> None:
-    table = _table(Column("one step"), _number("ms"), _number("share"), Column(""), header=False)
+    table = plain_table(Column("one step"), number_column("ms"), number_column("share"), Column(""), header=False)
     table.add_row(
         "run" if _is_unmarked(summary) else "step", _ms(summary.step_ms), "", _measured(summary), style="bold"
     )
@@ -156,6 +156,8 @@ def _times(summary: Summary, console: Console) -> None:
 def _measured(summary: Summary) -> Text:
     if summary.measured_step_ms is not None and summary.step_error is not None:
         return Text(f"measured {_ms(summary.measured_step_ms)} ms, error {_signed(summary.step_error)}")
+    if summary.measured_step_ms is not None:
+        return Text(f"{_ms(summary.measured_step_ms)} ms on {summary.measured_on}")
     if summary.measured_trace_ms is not None:
         return Text(f"measured trace {_ms(summary.measured_trace_ms)} ms")
     return Text("")
@@ -165,7 +167,7 @@ def _memory(summary: Summary, console: Console) -> None:
     fullest = max(summary.ranks, key=lambda rank: rank.peak_reserved_bytes or -1)
     if fullest.peak_reserved_bytes is None or fullest.peak_allocated_bytes is None:
         return
-    table = _table(Column("memory"), _number("GiB"), _number("share"), Column(""), header=False)
+    table = plain_table(Column("memory"), number_column("GiB"), number_column("share"), Column(""), header=False)
     for name, size in (
         ("peak allocated", fullest.peak_allocated_bytes), ("peak reserved", fullest.peak_reserved_bytes),
     ):  # fmt: skip
@@ -186,8 +188,8 @@ def _steps(summary: Summary, console: Console) -> None:
     if len(summary.per_step) < 2 and summary.measured_step_ms is None:
         return
     measured = summary.measured_step_ms is not None
-    columns = [Column("steps", overflow="fold"), _number("slowest rank"), _number("ms")]
-    table = _table(*columns, *([_number("measured"), _number("error")] if measured else []))
+    columns = [Column("steps", overflow="fold"), number_column("slowest rank"), number_column("ms")]
+    table = plain_table(*columns, *([number_column("measured"), number_column("error")] if measured else []))
     for row in summary.per_step[:MOST_STEPS]:
         cells: list[str | Text] = [_plain(row.name), str(row.rank), _ms(row.step_ms)]
         if measured:
@@ -206,10 +208,15 @@ def _ranks(summary: Summary, console: Console) -> None:
     folded = len(summary.ranks) > MOST_RANKS
     ranks = sorted(summary.ranks, key=lambda rank: -rank.step_ms) if folded else list(summary.ranks)
     measured = any(rank.measured_step_ms is not None for rank in ranks)
-    columns = [_number("rank"), Column("device"), _number("step ms")]
-    columns += [_number("measured")] if measured else []
-    columns += [_number("busy ms"), _number("exposed\ncommun."), _number("idle"), _number("peak / card\nGiB")]
-    table = _table(*columns)
+    columns = [number_column("rank"), Column("device"), number_column("step ms")]
+    columns += [number_column("measured")] if measured else []
+    columns += [
+        number_column("busy ms"),
+        number_column("exposed\ncommun."),
+        number_column("idle"),
+        number_column("peak / card\nGiB"),
+    ]
+    table = plain_table(*columns)
     for rank in ranks[:MOST_RANKS]:
         cells: list[str | Text] = [str(rank.rank), _plain(rank.device), _ms(rank.step_ms)]
         if measured:
@@ -226,9 +233,9 @@ def _ranks(summary: Summary, console: Console) -> None:
 def _collectives(summary: Summary, console: Console) -> None:
     if not summary.collectives:
         return
-    table = _table(
-        Column("collectives"), _number("bytes"), _number("ranks"), Column("how"), _number("count"),
-        _number("total ms"), _number("without\nwaiting"),
+    table = plain_table(
+        Column("collectives"), number_column("bytes"), number_column("ranks"), Column("how"), number_column("count"),
+        number_column("total ms"), number_column("without\nwaiting"),
     )  # fmt: skip
     for row in summary.collectives[:MOST_COLLECTIVES]:
         how = ", ".join(dict.fromkeys(name for name in (row.algorithm, row.protocol) if name))
@@ -244,9 +251,9 @@ def _collectives(summary: Summary, console: Console) -> None:
 def _top_ops(summary: Summary, console: Console) -> None:
     if not summary.top_ops:
         return
-    table = _table(
+    table = plain_table(
         Column("dearest on the busiest rank", no_wrap=True, overflow="ellipsis", ratio=1),
-        _number("count"), _number("total ms"), _number("share"), expand=True,
+        number_column("count"), number_column("total ms"), number_column("share"), expand=True,
     )  # fmt: skip
     for row in summary.top_ops:
         table.add_row(_plain(_short(row.name)), str(row.count), _ms(row.total_ms), _percent(row.share))
@@ -281,11 +288,13 @@ def _more(count: int, what: str, console: Console) -> None:
         console.print(Padding(Text(f"... and {count} more {what}", style="dim"), (0, 0, 0, 1)))
 
 
-def _table(*columns: Column, header: bool = True, expand: bool = False) -> Table:
+def plain_table(*columns: Column, header: bool = True, expand: bool = False) -> Table:
+    """The look of all tables: no frame, a line under the head."""
     return Table(*columns, box=box.SIMPLE_HEAD, show_header=header, show_edge=False, pad_edge=False, expand=expand)
 
 
-def _number(name: str) -> Column:
+def number_column(name: str) -> Column:
+    """Right-aligned and never wrapped."""
     return Column(name, justify="right", no_wrap=True)
 
 

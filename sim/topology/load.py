@@ -121,7 +121,7 @@ def _override(raw: dict[str, object], path: str, value: object, known: Mapping[s
     if path not in known:
         leaves = [p for p, v in known.items() if not isinstance(v, Mapping)]
         raise UserError(f"unknown path {path!r} in this topology: {nearest(path, leaves)}")
-    new = _as_value(value)
+    new = value if isinstance(known[path], str) else _as_value(value)
     parts = path.split(".")
     if parts[0] == "devices" and len(parts) > 1 and parts[1] not in Devices.model_fields:
         parts = ["devices", "set", *parts[1:]]

@@ -41,7 +41,7 @@ def plot(machine: Machine, path: Path) -> None:
     for node, spot in spots.items():
         _draw_node(axes, machine, node, spot, dense=across > 12)
     axes.set_xlim(-0.7, across - 0.3)
-    axes.set_ylim(lowest - 0.55, highest + 0.45)
+    axes.set_ylim(lowest - 0.3, highest + 0.35)
     axes.axis("off")
     mark = " (hypothetical)" if machine.hypothetical else ""
     figure.suptitle(f"{machine.name}{mark}: {machine.description}", fontsize=12, y=0.975, wrap=True)
@@ -73,7 +73,7 @@ def place_nodes(machine: Machine) -> dict[str, Spot]:
     """GPUs side by side; every other node above or below the middle of what it joins, on its kind's level."""
     spots: dict[str, Spot] = {gpu.name: (float(gpu.index), 0.0) for gpu in machine.gpus}
     present = [kinds for kinds in _ABOVE if any(k in kinds for k in machine.nodes.values())]
-    for level, kinds in [(-1.0, ("nvswitch",)), *((i + 1.0, kinds) for i, kinds in enumerate(present))]:
+    for level, kinds in [(-1.4, ("nvswitch",)), *((i + 1.0, kinds) for i, kinds in enumerate(present))]:
         wanted = [(_middle(machine, node, spots), node) for node, kind in machine.nodes.items() if kind in kinds]
         spots.update(_spread(wanted, level, spots))
     return spots
@@ -113,6 +113,8 @@ def _draw_node(axes: Any, machine: Machine, node: str, spot: Spot, *, dense: boo
 
 def _draw_link(axes: Any, link: Link, spots: dict[str, Spot], colour: str) -> None:
     a, b = spots[link.a], spots[link.b]
+    if min(a[1], b[1]) < 0:  # leave a GPU's box at its lower edge, not behind its neighbours
+        a, b = ((x, y - 0.2 if y == 0 else y) for x, y in (a, b))
     # Links between two on one level bow away from those between levels, so that none runs through a node.
     bow = 0.0
     if a[1] == b[1]:

@@ -108,7 +108,9 @@ def allowed(value: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class NcclSettings(FileModel):
-    """NCCL's environment on this machine, by the names NCCL uses."""
+    """NCCL's version and environment on this machine, the latter by the names NCCL uses."""
+
+    version: Annotated[str, Field(pattern=r"^2\.\d+(\.\d+)*$")] = "2.28"
 
     NCCL_ALGO: Annotated[str, AfterValidator(lambda v: _choice(v, _ALGORITHMS))] | None = None
     NCCL_PROTO: Annotated[str, AfterValidator(lambda v: _choice(v, _PROTOCOLS))] | None = None
@@ -116,6 +118,12 @@ class NcclSettings(FileModel):
     NCCL_P2P_LEVEL: Literal["LOC", "NVL", "PIX", "PXB", "PHB", "SYS"] | None = None
     NCCL_MIN_NCHANNELS: Annotated[int, Field(ge=1, le=64)] | None = None
     NCCL_MAX_NCHANNELS: Annotated[int, Field(ge=1, le=64)] | None = None
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """Version as numbers: (2, 28)."""
+        major, minor = self.version.split(".")[:2]
+        return int(major), int(minor)
 
     @property
     def algorithms(self) -> tuple[str, ...]:

@@ -387,6 +387,8 @@ class CachingAllocator:
 
     def _best_expandable(self, pool: BlockPool, stream: int, first: Block) -> Block | None:
         """``first`` or a larger block, when the best fitting one lies in an expandable segment."""
+        if self._expanding and (first.next is None or first.next.mapped):
+            return first  # it cannot grow, and every block after it is at least as large
         following = pool.free[stream].upward_from(first.size << ADDRESS_BITS | first.address)
         best = next(following)
         if not self._expanding:

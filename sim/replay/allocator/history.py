@@ -142,11 +142,18 @@ class _Scan:
     def _free_completed(self, event: TraceEvent) -> None:
         if event.address not in self._waiting:
             if event.address in self._live:
+                self._refuse_stray_request()
                 raise self._wrong(event, "this block is allocated: nobody requested the free")
             self._old_block(event)
             self._old_pending.add(event.address)
         self._waiting.pop(event.address, None)
         self._freed.add(event.address)
+
+    def _refuse_stray_request(self) -> None:
+        """A request to free nothing that exists is better named than the free it was meant for."""
+        old = list(self._old_frees.values())
+        if old and not self._old_allocations and not self._old_releases:
+            raise unknown_free(self._path, self._device, old[-1], "nothing was allocated there")
 
     def _old_block(self, event: TraceEvent) -> None:
         """A free of what no event allocated: a block from before the recording, or a mistake."""

@@ -230,11 +230,11 @@ class DeviceReplay:
         got = self._malloc(request, pool_id, search=not pressed)
         while self._place < target:
             self._unpredicted(self._events[self._place], request, pool_id)
+        self._place = target + 1
         if request.action == "alloc":
             self._compare_address(request, got)
         else:
             self._compare_failure(request, got)
-        self._place = target + 1
         self._weigh()
         return None
 

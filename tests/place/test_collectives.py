@@ -1,0 +1,380 @@
+"""Collectives: laws, NCCL's choices and times worked out by hand, and settings that are honoured."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.errors import UnknownNameError, UserError
+from sim.place.collectives import CollectivePlan, bus_factor, plan, plan_transfers
+from sim.place.nccl_search import find_rings
+from sim.topology import Machine, load_topology, shipped_topologies
+from sim.units import MIB
+
+RING_KINDS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "reduce")
+KINDS = (*RING_KINDS, "all_to_all")
+MANY = [name for name in shipped_topologies() if len(load_topology(name).gpus) > 1]
+
+STAR = """
+name: star
+description: GPUs around one switch, by the textbook
+source: a test
+devices: {count: 8, profile: rtx-a5000}
+nodes: [{id: hub, kind: pcie-switch}]
+links:
+  spoke: {kind: pcie, bandwidth_gb_s: 12.884901888, latency_us: 2.5, source: a test, between: [[gpu, hub]]}
+collectives: {library: alpha-beta}
+"""
+
+
+def everyone(machine: Machine) -> tuple[int, ...]:
+    return tuple(range(len(machine.gpus)))
+
+
+def loaded(folder: Path, text: str) -> Machine:
+    (folder / "m.yaml").write_text(text)
+    return load_topology(str(folder / "m.yaml"))
+
+
+# Laws -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_machine_plans_every_collective(name: str, kind: str) -> None:
+    machine = load_topology(name)
+    for nbytes in (0, 1, 1000, MIB, 100 * MIB + 7):
+        made = plan(machine, kind, nbytes, everyone(machine))
+        assert made.ns == made.latency_ns + made.transfer_ns > 0
+        assert made.call_ns >= made.ns
+        assert all(lane in machine.capacities and amount >= 0 for lane, amount in made.loads)
+        assert [lane for lane, _ in made.loads] == sorted({lane for lane, _ in made.loads})
+
+
+@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_plan_is_faster_than_its_links(name: str, kind: str) -> None:
+    machine = load_topology(name)
+    made = plan(machine, kind, 256 * MIB, everyone(machine))
+    # A measured curve may beat the file's round figure for a link, but not by more than a tenth.
+    allowance = 0.9 if made.source == "profile" else 1.0
+    for lane, amount in made.loads:
+        assert made.transfer_ns + 1 >= allowance * amount / machine.capacities[lane]
+
+
+@pytest.mark.parametrize("name", MANY)
+@settings(max_examples=25, deadline=None)
+@given(nbytes=st.integers(0, 1 << 31), times=st.floats(2, 8))
+def test_twice_the_bytes_never_take_less_time_to_transfer(name: str, nbytes: int, times: float) -> None:
+    machine = load_topology(name)
+    group = everyone(machine)
+    if machine.collectives.measured:
+        return  # measurements jitter
+    small, large = (plan(machine, "all_gather", n, group) for n in (nbytes, int(nbytes * times)))
+    # NCCL may change its protocol on the way, and its tables may take the change too early: 30 % slack for that.
+    assert large.ns >= 0.7 * small.ns
+
+
+@pytest.mark.parametrize("kind", ["all_reduce", "all_gather", "reduce_scatter"])
+@pytest.mark.parametrize("name", ["dgx-a100", "a5000x8", "a5000x4", "a100-pcie-pairs", "a5000x8x2-100g"])
+def test_every_hop_of_a_ring_carries_what_the_algorithm_sends(name: str, kind: str) -> None:
+    machine = load_topology(name, {"nccl.NCCL_ALGO": "Ring"})
+    group, nbytes = everyone(machine), 64 * MIB
+    made = plan(machine, kind, nbytes, group)
+    ranks = len(group)
+    steps = 2 * (ranks - 1) if kind == "all_reduce" else ranks - 1
+    # Each rank sends 1/ranks of the tensor a step: in all ranks x steps / ranks x bytes = steps x bytes leave GPUs.
+    sent = sum(n for lane, n in made.loads if lane.split(":")[1].split(">")[0] in {g.name for g in machine.gpus})
+    assert sent == pytest.approx(steps * nbytes, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_the_order_of_the_ranks_does_not_matter(name: str) -> None:
+    machine = load_topology(name)
+    group = list(everyone(machine))
+    first = plan(machine, "all_reduce", 5 * MIB, tuple(group))
+    random.Random(3).shuffle(group)
+    again = plan(machine, "all_reduce", 5 * MIB, tuple(group))
+    if machine.collectives.library == "nccl":
+        assert again == first
+    else:
+        assert again.ns == first.ns
+
+
+def test_the_order_of_nodes_in_the_file_does_not_matter(tmp_path: Path) -> None:
+    raw = yaml.safe_load((Path(__file__).parents[2] / "topologies" / "dgx-a100.yaml").read_text())
+    first = plan(load_topology("dgx-a100"), "all_reduce", MIB, tuple(range(8)))
+    raw["nodes"].reverse()
+    raw["links"] = dict(reversed(raw["links"].items()))
+    for link in raw["links"].values():
+        link["between"] = [list(reversed(pair)) for pair in reversed(link["between"])]
+    assert plan(loaded(tmp_path, yaml.safe_dump(raw, sort_keys=False)), "all_reduce", MIB, tuple(range(8))) == first
+
+
+def test_one_rank_needs_no_network() -> None:
+    machine = load_topology("a5000x8")
+    made = plan(machine, "all_reduce", 1 << 30, (3,))
+    assert (made.ns, made.call_ns, made.loads) == (0, 0, ())
+
+
+def test_bus_factors_of_nccl_tests() -> None:
+    # PERFORMANCE.md: all-reduce 2(n-1)/n, all-gather, reduce-scatter, all-to-all (n-1)/n, broadcast and reduce 1
+    assert bus_factor("all_reduce", 4) == 1.5
+    assert bus_factor("all_gather", 4) == bus_factor("reduce_scatter", 4) == bus_factor("all_to_all", 4) == 0.75
+    assert bus_factor("broadcast", 4) == bus_factor("reduce", 4) == bus_factor("send", 2) == 1
+
+
+# By hand --------------------------------------------------------------------------------------------------------
+
+
+def test_the_textbook_ring_by_hand(tmp_path: Path) -> None:
+    # 8 ranks, 12 GiB/s = 12.884901888 GB/s a link, 2.5 us each way to the hub: 5 us a hop.
+    # All-reduce of 100 MiB: 14 steps x 5 us = 70 us, and 14/8 x 104,857,600 B / 12.884901888 B/ns = 14,241,536.5 ns.
+    made = plan(loaded(tmp_path, STAR), "all_reduce", 100 * MIB, tuple(range(8)))
+    assert made.latency_ns == 70_000
+    assert made.transfer_ns == 14_241_537
+    assert made.call_ns == made.ns
+    # Each rank sends and receives 14/8 of the tensor: 183,500,800 bytes on each of 16 lanes.
+    assert made.loads == tuple((lane, 183_500_800) for lane, _ in made.loads)
+    assert len(made.loads) == 16
+    # Broadcast: 7 hops of 5 us, the whole tensor once over each of 7 hops.
+    chain = plan(loaded(tmp_path, STAR), "broadcast", 100 * MIB, tuple(range(8)))
+    assert chain.latency_ns == 35_000
+    assert chain.transfer_ns == 8_138_021  # 104,857,600 / 12.884901888 = 8,138,020.8
+    assert len(chain.loads) == 14
+
+
+def test_nccl_on_four_cards_of_one_socket_by_hand() -> None:
+    # a5000x4: P2P through one AMD CPU; NCCL believes 24 GB/s a link; 20, 18, 15 fit once, 12 twice: 24.
+    machine = load_topology("a5000x4")
+    rings = find_rings(machine, machine.gpus)
+    assert rings.orders == (("gpu0", "gpu1", "gpu2", "gpu3"),) * 2
+    assert rings.speed == 12
+    assert rings.channels == 4
+    made = plan(machine, "all_reduce", 64 * MIB, (0, 1, 2, 3))
+    assert (made.algorithm, made.protocol) == ("ring", "simple")
+    # 8.4 us + 7 turns x 2 slices x 5.7 us = 88.2 us; 6/4 x 67,108,864 B / 24 B/ns = 4,194,304 ns.
+    assert made.latency_ns == 88_200
+    assert made.transfer_ns == 4_194_304
+    # 16 KiB by LL: 6.6 + 6 x 1.0 = 12.6 us; 16,384 B at 12 GB/s bus x 4/6 = 8 GB/s: 2,048 ns.  A call takes the
+    # host 35.1 us.
+    small = plan(machine, "all_reduce", 16384, (0, 1, 2, 3))
+    assert (small.algorithm, small.protocol) == ("ring", "ll")
+    assert (small.latency_ns, small.transfer_ns, small.call_ns) == (12_600, 2_048, 35_100)
+
+
+def test_rings_use_bridges_where_they_exist() -> None:
+    machine = load_topology("a5000x8-nvlink-pairs")
+    rings = find_rings(machine, machine.gpus)
+    (order,) = set(rings.orders)
+    joined = {frozenset(pair) for pair in zip(order, (*order[1:], order[0]), strict=True)}
+    bridges = {frozenset((f"gpu{i}", f"gpu{i + 1}")) for i in (0, 2, 4, 6)}
+    assert bridges <= joined
+    assert rings.hardware == "pcie"
+
+
+def test_bridges_across_the_order_are_found(tmp_path: Path) -> None:
+    raw = yaml.safe_load((Path(__file__).parents[2] / "topologies" / "a5000x8-nvlink-pairs.yaml").read_text())
+    raw["links"]["bridge"]["between"] = [["gpu0-3", "gpu4-7"]]
+    machine = loaded(tmp_path, yaml.safe_dump(raw))
+    order = find_rings(machine, machine.gpus).orders[0]
+    joined = {frozenset(pair) for pair in zip(order, (*order[1:], order[0]), strict=True)}
+    assert {frozenset((f"gpu{i}", f"gpu{i + 4}")) for i in range(4)} <= joined
+
+
+def test_behind_an_nvswitch_nccl_splits_six_fast_channels() -> None:
+    # A100: 12 links x 20 = 240 GB/s; 40 GB/s a channel fit six times, from 25 on each is cut in two: 12 x 20.
+    machine = load_topology("dgx-a100")
+    rings = find_rings(machine, machine.gpus)
+    assert (len(rings.orders), rings.speed, rings.channels) == (12, 20, 24)
+    assert rings.hardware == "nvlink"
+
+
+def test_nccls_protocol_changes_on_a_dgx_a100_by_hand() -> None:
+    machine = load_topology("dgx-a100", {"nccl.version": "2.28"})
+    group = tuple(range(8))
+
+    def protocol(nbytes: int) -> str:
+        return plan(machine, "all_reduce", nbytes, group).protocol
+
+    # LL: 6.6 + 14 x 0.6 = 15.0 us, min(87.7, 240/2) x 8/14 = 50.11 GB/s.  LL128: 14 + 14 x 1.9 = 40.6 us,
+    # min(240 x 0.92, 12 x 20) x 8/14 = 126.17 GB/s.  Equal at 25.6 us / (1/50.11 - 1/126.17) us per kB = 2.128 MB.
+    assert (protocol(2_120_000), protocol(2_140_000)) == ("ll", "ll128")
+    # Simple: 8.4 + 14 x 3.4 = 56 us, 240 x 8/14 = 137.14 GB/s; equal at 15.4 / (1/126.17 - 1/137.14) = 24.29 MB.
+    assert (protocol(24_200_000), protocol(24_400_000)) == ("ll128", "simple")
+    # Up to 2.18 NCCL expected 240 / 4 = 60 GB/s of LL: 25.6 / (1/34.29 - 1/126.17) = 1.205 MB.
+    old = load_topology("dgx-a100")
+    assert old.nccl.release == (2, 18)
+    assert plan(old, "all_reduce", 1_200_000, group).protocol == "ll"
+    assert plan(old, "all_reduce", 1_210_000, group).protocol == "ll128"
+
+
+def test_a_dgx_a100s_simple_ring_by_hand() -> None:
+    # 64 MiB over 8 ranks: 15 turns x 2 slices x (3.4 + 2.4 us through the NVSwitch) + 8.4 = 182.4 us; the tensor is
+    # smaller than one round of 24 channels x 8 x 2 MiB.  15/8 x 67,108,864 B at 240 B/ns = 524,288 ns.
+    made = plan(load_topology("dgx-a100"), "all_reduce", 64 * MIB, tuple(range(8)))
+    assert (made.latency_ns, made.transfer_ns) == (182_400, 524_288)
+
+
+def test_nvlink_sharp_on_hopper_by_hand() -> None:
+    # 256 MiB, 8 ranks: 25 us; out of each GPU 9/8 x 268,435,456 B at 0.85 x 370.8 GB/s: 958,149 ns.
+    made = plan(load_topology("dgx-h100"), "all_reduce", 256 * MIB, tuple(range(8)))
+    assert (made.algorithm, made.protocol) == ("nvls", "simple")
+    assert made.latency_ns == 25_000
+    assert made.transfer_ns == pytest.approx(958_149, abs=2)
+    ring = plan(load_topology("dgx-h100", {"nccl.NCCL_ALGO": "Ring"}), "all_reduce", 256 * MIB, tuple(range(8)))
+    assert ring.algorithm == "ring"
+    assert ring.ns > made.ns
+
+
+def test_a_send_by_hand() -> None:
+    # 16 MiB over a bridge: 8.4 + 3.4 us, 16,777,216 B / 53.9 B/ns = 311,265.6 ns
+    made = plan(load_topology("a5000x2-bridged"), "send", 16 * MIB, (0, 1))
+    assert (made.latency_ns, made.transfer_ns) == (11_800, 311_266)
+    assert made.loads == (("bridge:gpu0>gpu1", 16 * MIB),)
+    back = plan(load_topology("a5000x2-bridged"), "recv", 16 * MIB, (1, 0))
+    assert back.loads == (("bridge:gpu1>gpu0", 16 * MIB),)
+
+
+def test_sends_that_share_a_link_take_turns_and_others_do_not() -> None:
+    machine = load_topology("a5000x4")
+    one = plan_transfers(machine, [(0, 1, MIB)])
+    shared = plan_transfers(machine, [(0, 1, MIB), (0, 2, MIB)])
+    apart = plan_transfers(machine, [(0, 1, MIB), (2, 3, MIB)])
+    assert shared.transfer_ns == pytest.approx(2 * one.transfer_ns, abs=1)
+    assert apart.transfer_ns == one.transfer_ns
+
+
+# Settings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("algo", "expected"), [("Ring", "ring"), ("tree", "tree"), ("^Ring", "tree")])
+def test_nccl_algo_is_honoured(algo: str, expected: str) -> None:
+    machine = load_topology("dgx-a100", {"nccl.NCCL_ALGO": algo})
+    for nbytes in (1024, 64 * MIB):
+        assert plan(machine, "all_reduce", nbytes, tuple(range(8))).algorithm == expected
+
+
+@pytest.mark.parametrize("proto", ["LL", "LL128", "Simple"])
+def test_nccl_proto_is_honoured(proto: str) -> None:
+    for name in ("dgx-a100", "a5000x4"):
+        machine = load_topology(name, {"nccl.NCCL_PROTO": proto})
+        group = everyone(machine)
+        assert {plan(machine, "all_reduce", n, group).protocol for n in (64, 64 * MIB)} == {proto.lower()}
+
+
+def test_ll128_is_off_by_default_on_the_a5000() -> None:
+    machine = load_topology("a5000x2-bridged")
+    assert "ll128" not in {plan(machine, "all_reduce", 1 << n, (0, 1)).protocol for n in range(30)}
+
+
+def test_without_peer_to_peer_data_go_through_host_memory_and_cost_what_that_costs() -> None:
+    direct = plan(load_topology("a5000x4"), "all_reduce", 64 * MIB, (0, 1, 2, 3))
+    staged = plan(load_topology("a5000x4", {"nccl.NCCL_P2P_DISABLE": 1}), "all_reduce", 64 * MIB, (0, 1, 2, 3))
+    # Both directions of every link busy: 0.605 of the rate.
+    assert staged.transfer_ns == pytest.approx(direct.transfer_ns / 0.605, rel=1e-6)
+
+
+# Measured -------------------------------------------------------------------------------------------------------
+
+
+def test_a_measured_point_is_given_back_as_measured() -> None:
+    machine = load_topology("a5000x8")
+    for curve in machine.collectives.measured:
+        for nbytes, us in zip(curve.bytes, curve.us, strict=True):
+            made = plan(machine, curve.kind, int(nbytes), tuple(range(8)))
+            assert made.source == "profile"
+            assert made.ns == pytest.approx(us * 1e3, abs=1)
+
+
+def test_between_measured_points_the_curve_is_straight_in_log_log() -> None:
+    # all_reduce: 4 MiB 507.731 us, 8 MiB 1039.39 us; at 4 x sqrt(2) MiB their geometric mean, 726.45 us.
+    made = plan(load_topology("a5000x8"), "all_reduce", round(4 * 2**0.5 * MIB), tuple(range(8)))
+    assert made.ns == pytest.approx(726_450, rel=1e-4)
+    # Beyond the last point its bandwidth: 2 GiB take twice the 131,178 us of 1 GiB.
+    assert plan(load_topology("a5000x8"), "all_reduce", 1 << 31, tuple(range(8))).ns == pytest.approx(262_356_000)
+
+
+def test_two_ranks_take_two_of_fourteen_steps() -> None:
+    # 64 MiB over 2 ranks: pieces of 32 MiB, as 8 ranks have of 256 MiB (32,638.8 us): 2/14 of it = 4,662.7 us.
+    made = plan(load_topology("a5000x8"), "all_reduce", 64 * MIB, (1, 2))
+    assert made.ns == pytest.approx(4_662_700, rel=1e-4)
+    assert made.source == "profile"
+    assert "8 ranks" in made.note
+    # Never less than the smallest call of the curve.
+    assert plan(load_topology("a5000x8"), "all_reduce", 64, (1, 2)).ns == pytest.approx(43_085, abs=1)
+
+
+def test_a_changed_link_scales_the_part_it_carries_and_says_so() -> None:
+    base = plan(load_topology("a5000x8"), "all_reduce", 64 * MIB, tuple(range(8)))
+    slow = plan(load_topology("a5000x8", {"links.pcie.bandwidth_gb_s": 12}), "all_reduce", 64 * MIB, tuple(range(8)))
+    assert slow.latency_ns == base.latency_ns
+    assert slow.transfer_ns == pytest.approx(2 * base.transfer_ns, rel=1e-6)
+    assert "scaled by 2" in slow.note
+    assert "pcie" in slow.note
+
+
+def test_a_link_that_bounds_nothing_changes_nothing_and_says_so() -> None:
+    base = plan(load_topology("a5000x8"), "all_reduce", 64 * MIB, tuple(range(8)))
+    wide = plan(load_topology("a5000x8", {"links.socket.bandwidth_gb_s": 80}), "all_reduce", 64 * MIB, tuple(range(8)))
+    assert replace(wide, note="") == replace(base, note="")
+    assert "no ring uses what was changed" in wide.note
+
+
+def test_a_changed_link_changes_the_model_in_proportion() -> None:
+    made = [
+        plan(load_topology("a5000x4", {"links.pcie.bandwidth_gb_s": rate}), "all_reduce", 64 * MIB, (0, 1, 2, 3))
+        for rate in (8, 16, 32)
+    ]
+    assert made[0].transfer_ns == pytest.approx(2 * made[1].transfer_ns)
+    assert made[1].transfer_ns == pytest.approx(2 * made[2].transfer_ns)
+
+
+# Wrong ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "nbytes", "gpus", "told"),
+    [
+        ("all_reduse", 1, (0, 1), "did you mean 'all_reduce'"),
+        ("all_reduce", -1, (0, 1), "-1 bytes"),
+        ("all_reduce", 1, (0, 8), "has 8 devices, 0 to 7"),
+        ("all_reduce", 1, (), "asked for none"),
+        ("all_reduce", 1, (1, 1), "its own device"),
+        ("send", 1, (0, 1, 2), "sender and receiver"),
+    ],
+)
+def test_what_cannot_be_is_one_line(kind: str, nbytes: int, gpus: tuple[int, ...], told: str) -> None:
+    with pytest.raises((UserError, UnknownNameError)) as error:
+        plan(load_topology("a5000x8"), kind, nbytes, gpus)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_plan_is_the_same_each_time() -> None:
+    def fresh() -> CollectivePlan:
+        return plan(load_topology("a100-pcie-pairs"), "all_reduce", 12345678, (0, 1, 2, 3))
+
+    assert fresh() == fresh()
+
+
+def test_a_tree_carries_the_tensor_up_and_down_each_edge() -> None:
+    # a5000x4, one chain 0-1-2-3 a channel: all bytes once over each of 3 edges in each direction; two lanes an edge.
+    made = plan(load_topology("a5000x4", {"nccl.NCCL_ALGO": "Tree"}), "all_reduce", MIB, (0, 1, 2, 3))
+    loads = dict(made.loads)
+    assert loads["pcie:gpu0>cpu0"] == loads["pcie:cpu0>gpu0"] == MIB  # an end of the chain
+    assert loads["pcie:gpu1>cpu0"] == loads["pcie:cpu0>gpu1"] == 2 * MIB  # an inner one
+
+
+def test_a_broadcast_does_not_close_the_ring() -> None:
+    loads = dict(plan(load_topology("a5000x4"), "broadcast", MIB, (0, 1, 2, 3)).loads)
+    assert "pcie:gpu3>cpu0" not in loads
+    assert "pcie:cpu0>gpu0" not in loads
+    assert set(loads.values()) == {MIB}
+    assert len(loads) == 6
