@@ -10,6 +10,7 @@ from sim.ops import Collective, Copy, DeviceOp, HostCall, Kernel, Op
 from sim.place.captured import place_as_captured
 from sim.place.collectives import CollectivePlan, plan
 from sim.place.kernels import KernelCost, floor_us, kernel_cost, memory_cost
+from sim.place.outside import CUDA_CONTEXT_BYTES, nccl_bytes
 from sim.place.placement import Costs, Flow, PlacedRank, Placement
 from sim.place.transpose import rescaled
 from sim.timeline import CollectiveInfo, DurationSource
@@ -46,6 +47,7 @@ def place(graph: OpGraph, machine: Machine | None, gpus: Sequence[int] = ()) -> 
             costs=placer.costs(r.rank, r.program, r.device, gpu),
             memory_bytes=gpu.profile.memory_bytes,
             compute_capability=gpu.profile.compute_capability or "",
+            outside=placer.outside(r.rank, r.program, gpu),
         )
         for r, gpu in zip(graph.ranks, chosen, strict=True)
     )
@@ -93,6 +95,17 @@ class _Placer:
         if key not in self._costs:
             self._costs[key] = self._program_costs(rank, self._graph.programs[program], program, captured_on, gpu)
         return self._costs[key]
+
+    def outside(self, rank: int, program: int, gpu: Gpu) -> dict[str, int]:
+        """The memory of a GPU that is gone before PyTorch's allocator asks for any."""
+        if gpu.profile.kind != "gpu":
+            return {}
+        channels: dict[str, int] = {}
+        for op in self._graph.programs[program].ops:
+            if isinstance(op, Collective) and op.group not in channels:
+                channels[op.group] = self._planned(op, rank).channels
+        buffers = {f"NCCL buffers of group {group}": nccl_bytes(count) for group, count in channels.items() if count}
+        return {"CUDA context": CUDA_CONTEXT_BYTES, **buffers}
 
     def _host_route(self, gpu: Gpu) -> tuple[float, float]:
         route = self._machine.host_to_device(gpu.name)

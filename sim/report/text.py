@@ -21,6 +21,7 @@ from sim.report.summary import OutOfMemoryRow, RankSummary, Summary
 from sim.units import GIB, format_bytes
 
 MOST_RANKS = 8
+MOST_MODULES = 3
 MOST_STEPS = 10
 MOST_COLLECTIVES = 8
 MOST_WARNINGS = 10
@@ -174,6 +175,8 @@ def _memory(summary: Summary, console: Console) -> None:
         share = size / fullest.memory_bytes if fullest.memory_bytes else None
         bar = _bar(share, console) if share is not None else Text("")
         table.add_row(name, f"{_gib(size)} GiB", "" if share is None else _percent(share), bar)
+    for name, size in fullest.outside_bytes.items():
+        table.add_row(f"{name}, about", f"{_gib(size)} GiB", "", "", style="dim")
     if fullest.memory_bytes:
         table.add_row("of device memory", f"{_gib(fullest.memory_bytes)} GiB", "", "", style="dim")
     console.print()
@@ -181,6 +184,10 @@ def _memory(summary: Summary, console: Console) -> None:
     for peak in [peak for peak in summary.memory_peaks if peak.rank == fullest.rank and peak.by_category][:1]:
         parts = ", ".join(f"{category} {format_bytes(held)}" for category, held in peak.by_category.items())
         console.print(Text(f"at the peak of rank {peak.rank} ({peak.op or 'no op'}): {parts}"))
+        modules = [f"{name} {format_bytes(held)}" for name, held in peak.by_module.items()]
+        if modules:
+            more = f" and {len(modules) - MOST_MODULES} modules more" if len(modules) > MOST_MODULES else ""
+            console.print(Text(f"most of it for {', '.join(modules[:MOST_MODULES])}{more}"))
 
 
 def _steps(summary: Summary, console: Console) -> None:
