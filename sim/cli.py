@@ -9,25 +9,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from sim.errors import UserError
 from sim.place.captured import AS_CAPTURED
-from sim.place.collectives import plan
 from sim.place.place import place
 from sim.replay.allocator.config import AllocatorConfig, parse_alloc_conf
-from sim.replay.allocator.snapshot import replay_snapshot
 from sim.replay.replay import replay
 from sim.report import chrome, summary, text
 from sim.report.summary import Summary
 from sim.timeline import Timeline
-from sim.topology.load import load_topology
-from sim.topology.machine import Machine
 
-Options = Callable[[Callable[..., Any]], Callable[..., Any]]
+if TYPE_CHECKING:
+    from sim.topology.machine import Machine
+
+# What only some commands need is imported where they need it: a replay as captured is over before torch, networkx and
+# pydantic would be there.
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -231,6 +231,7 @@ def collective(
     json_out: str | None,
 ) -> None:
     """Time of one collective, with the algorithm and protocol chosen, as nccl-tests counts it."""
+    from sim.place.collectives import plan
     from sim.report.collectives import CollectiveTimeRow, encode_rows, render_rows
 
     machine = _named_machine(topology, settings)
@@ -256,6 +257,7 @@ def allocator(snapshot: Path, json_out: str | None) -> None:
     """Replay a CUDA memory snapshot's events through the simulated allocator and compare every address."""
     import msgspec
 
+    from sim.replay.allocator.snapshot import replay_snapshot
     from sim.report.allocator import render_comparison
 
     compared = msgspec.to_builtins(replay_snapshot(snapshot))
@@ -270,6 +272,7 @@ def allocator(snapshot: Path, json_out: str | None) -> None:
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the machine.")
 def topology(name_or_file: str, settings: Sequence[str], plot: Path | None) -> None:
     """Show a machine: devices, links, routes, measured and derived bandwidths."""
+    from sim.topology.load import load_topology
     from sim.topology.show import show
 
     machine = load_topology(name_or_file, _assignments(settings))
@@ -321,6 +324,8 @@ def _machine(topology: str, settings: Sequence[str]) -> Machine | None:
         if settings:
             raise UserError(f"--set {settings[0]}: {AS_CAPTURED!r} has no values to change; name a topology")
         return None
+    from sim.topology.load import load_topology
+
     return load_topology(topology, _assignments(settings))
 
 
