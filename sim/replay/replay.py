@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sim.ops import Alloc, Collective, Copy, Free, Kernel, Mark, Op
 from sim.place.placement import Placement
 from sim.replay.engine import RankReplay, run
@@ -13,7 +15,11 @@ def replay(placement: Placement, *, contention: bool = True) -> Timeline:
 
     Raises DeadlockError and UserError as :func:`run` does.
     """
-    replays = run(placement, contention=contention)
+    return timeline_of(placement, run(placement, contention=contention))
+
+
+def timeline_of(placement: Placement, replays: Sequence[RankReplay]) -> Timeline:
+    """Tell what happened when in a replay that was run."""
     tracks: list[Track] = []
     spans: list[Span] = []
     steps: list[Step] = []

@@ -9,13 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import msgspec
-from rich import box
 from rich.console import Console
 from rich.measure import Measurement
-from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
+from sim.report.cells import (
+    ms_text,
+    number_column,
+    percent,
+    plain_table,
+    render_more,
+    render_warnings,
+    shorten,
+)
 from sim.report.steps import UNMARKED
 from sim.report.summary import OutOfMemoryRow, RankSummary, Summary
 from sim.units import GIB, format_bytes
@@ -23,7 +30,6 @@ from sim.units import GIB, format_bytes
 MOST_RANKS = 8
 MOST_STEPS = 10
 MOST_COLLECTIVES = 8
-MOST_WARNINGS = 10
 _BAR = 24
 _UNBOUNDED = 10_000  # columns: wider than any table is by itself
 
@@ -46,7 +52,7 @@ def render_summary(summary: Summary, console: Console) -> None:
     _collectives(summary, console)
     _top_ops(summary, console)
     _durations(summary, console)
-    _warnings(summary.warnings, console)
+    render_warnings(summary.warnings, console)
     if summary.replay_seconds is not None:
         console.print(Text(f"{summary.ops} operations replayed in {summary.replay_seconds:.2f} s", style="dim"))
 
@@ -72,13 +78,13 @@ def render_comparison(rows: Sequence[ComparisonRow], console: Console) -> None:
 
 def _comparison(rows: Sequence[ComparisonRow], *, files: bool) -> Table:
     columns = [
-        Column("run", overflow="fold"), _number("step"), _number("compute"), _number("exposed\ncommun."),
-        _number("idle"), _number("peak / card\nGiB"),
+        Column("run", overflow="fold"), number_column("step"), number_column("compute"),
+        number_column("exposed\ncommun."), number_column("idle"), number_column("peak / card\nGiB"),
     ]  # fmt: skip
-    table = _table(*columns, *([Column("open in ui.perfetto.dev", no_wrap=True)] if files else []))
+    table = plain_table(*columns, *([Column("open in ui.perfetto.dev", no_wrap=True)] if files else []))
     for row in rows:
         s, parts = row.summary, row.summary.breakdown_ms
-        times = [_ms(ms) for ms in (s.step_ms, parts.compute, parts.exposed_communication, parts.idle)]
+        times = [ms_text(ms) for ms in (s.step_ms, parts.compute, parts.exposed_communication, parts.idle)]
         table.add_row(_plain(row.name), *times, _peak_of_card(s), *([_plain(row.file or "-")] if files else []))
     return table
 
@@ -89,7 +95,7 @@ def _verdict(summary: Summary, console: Console) -> None:
     if len(summary.out_of_memory_at) > 1:
         console.print(Text(f"  and {len(summary.out_of_memory_at) - 1} more ranks", style="red"))
     what = "the run" if _is_unmarked(summary) else "a step"
-    time = f"{what} takes {_ms(summary.step_ms)} ms on {_machine(summary.ranks)}"
+    time = f"{what} takes {ms_text(summary.step_ms)} ms on {_machine(summary.ranks)}"
     tightest = _tightest(summary.ranks)
     if summary.out_of_memory:
         # A replay goes on as if the memory were there; one that did not has no peak beyond what there is.
@@ -138,9 +144,9 @@ def _tightest(ranks: Iterable[RankSummary]) -> tuple[int, int] | None:
 
 
 def _times(summary: Summary, console: Console) -> None:
-    table = _table(Column("one step"), _number("ms"), _number("share"), Column(""), header=False)
+    table = plain_table(Column("one step"), number_column("ms"), number_column("share"), Column(""), header=False)
     table.add_row(
-        "run" if _is_unmarked(summary) else "step", _ms(summary.step_ms), "", _measured(summary), style="bold"
+        "run" if _is_unmarked(summary) else "step", ms_text(summary.step_ms), "", _measured(summary), style="bold"
     )
     parts = summary.breakdown_ms
     for name, part in (
@@ -148,18 +154,18 @@ def _times(summary: Summary, console: Console) -> None:
         ("exposed memcpy", parts.exposed_memcpy), ("idle", parts.idle),
     ):  # fmt: skip
         share = part / summary.step_ms if summary.step_ms else 0.0
-        table.add_row(f"  {name}", _ms(part), _percent(share), _bar(share, console))
+        table.add_row(f"  {name}", ms_text(part), percent(share), _bar(share, console))
     console.print()
     console.print(table)
 
 
 def _measured(summary: Summary) -> Text:
     if summary.measured_step_ms is not None and summary.step_error is not None:
-        return Text(f"measured {_ms(summary.measured_step_ms)} ms, error {_signed(summary.step_error)}")
+        return Text(f"measured {ms_text(summary.measured_step_ms)} ms, error {_signed(summary.step_error)}")
     if summary.measured_step_ms is not None:
-        return Text(f"{_ms(summary.measured_step_ms)} ms on {summary.measured_on}")
+        return Text(f"{ms_text(summary.measured_step_ms)} ms on {summary.measured_on}")
     if summary.measured_trace_ms is not None:
-        return Text(f"measured trace {_ms(summary.measured_trace_ms)} ms")
+        return Text(f"measured trace {ms_text(summary.measured_trace_ms)} ms")
     return Text("")
 
 
@@ -167,13 +173,13 @@ def _memory(summary: Summary, console: Console) -> None:
     fullest = max(summary.ranks, key=lambda rank: rank.peak_reserved_bytes or -1)
     if fullest.peak_reserved_bytes is None or fullest.peak_allocated_bytes is None:
         return
-    table = _table(Column("memory"), _number("GiB"), _number("share"), Column(""), header=False)
+    table = plain_table(Column("memory"), number_column("GiB"), number_column("share"), Column(""), header=False)
     for name, size in (
         ("peak allocated", fullest.peak_allocated_bytes), ("peak reserved", fullest.peak_reserved_bytes),
     ):  # fmt: skip
         share = size / fullest.memory_bytes if fullest.memory_bytes else None
         bar = _bar(share, console) if share is not None else Text("")
-        table.add_row(name, f"{_gib(size)} GiB", "" if share is None else _percent(share), bar)
+        table.add_row(name, f"{_gib(size)} GiB", "" if share is None else percent(share), bar)
     if fullest.memory_bytes:
         table.add_row("of device memory", f"{_gib(fullest.memory_bytes)} GiB", "", "", style="dim")
     console.print()
@@ -188,17 +194,17 @@ def _steps(summary: Summary, console: Console) -> None:
     if len(summary.per_step) < 2 and summary.measured_step_ms is None:
         return
     measured = summary.measured_step_ms is not None
-    columns = [Column("steps", overflow="fold"), _number("slowest rank"), _number("ms")]
-    table = _table(*columns, *([_number("measured"), _number("error")] if measured else []))
+    columns = [Column("steps", overflow="fold"), number_column("slowest rank"), number_column("ms")]
+    table = plain_table(*columns, *([number_column("measured"), number_column("error")] if measured else []))
     for row in summary.per_step[:MOST_STEPS]:
-        cells: list[str | Text] = [_plain(row.name), str(row.rank), _ms(row.step_ms)]
+        cells: list[str | Text] = [_plain(row.name), str(row.rank), ms_text(row.step_ms)]
         if measured:
-            cells += ["-" if row.measured_ms is None else _ms(row.measured_ms)]
+            cells += ["-" if row.measured_ms is None else ms_text(row.measured_ms)]
             cells += ["-" if row.error is None else _signed(row.error)]
         table.add_row(*cells)
     console.print()
     console.print(table)
-    _more(len(summary.per_step) - MOST_STEPS, "steps", console)
+    render_more(len(summary.per_step) - MOST_STEPS, "steps", console)
 
 
 def _ranks(summary: Summary, console: Console) -> None:
@@ -208,50 +214,59 @@ def _ranks(summary: Summary, console: Console) -> None:
     folded = len(summary.ranks) > MOST_RANKS
     ranks = sorted(summary.ranks, key=lambda rank: -rank.step_ms) if folded else list(summary.ranks)
     measured = any(rank.measured_step_ms is not None for rank in ranks)
-    columns = [_number("rank"), Column("device"), _number("step ms")]
-    columns += [_number("measured")] if measured else []
-    columns += [_number("busy ms"), _number("exposed\ncommun."), _number("idle"), _number("peak / card\nGiB")]
-    table = _table(*columns)
+    columns = [number_column("rank"), Column("device"), number_column("step ms")]
+    columns += [number_column("measured")] if measured else []
+    columns += [
+        number_column("busy ms"),
+        number_column("exposed\ncommun."),
+        number_column("idle"),
+        number_column("peak / card\nGiB"),
+    ]
+    table = plain_table(*columns)
     for rank in ranks[:MOST_RANKS]:
-        cells: list[str | Text] = [str(rank.rank), _plain(rank.device), _ms(rank.step_ms)]
+        cells: list[str | Text] = [str(rank.rank), _plain(rank.device), ms_text(rank.step_ms)]
         if measured:
-            cells += ["-" if rank.measured_step_ms is None else _ms(rank.measured_step_ms)]
-        cells += [_ms(rank.busy_ms), _ms(rank.breakdown_ms.exposed_communication), _ms(rank.breakdown_ms.idle)]
+            cells += ["-" if rank.measured_step_ms is None else ms_text(rank.measured_step_ms)]
+        cells += [
+            ms_text(rank.busy_ms),
+            ms_text(rank.breakdown_ms.exposed_communication),
+            ms_text(rank.breakdown_ms.idle),
+        ]
         table.add_row(*cells, _of_card(rank.peak_reserved_bytes, rank.memory_bytes))
     console.print()
     console.print(table)
     if folded:
         rest = ranks[MOST_RANKS:]
-        _more(len(rest), f"ranks, {_ms(rest[-1].step_ms)} to {_ms(rest[0].step_ms)} ms a step", console)
+        render_more(len(rest), f"ranks, {ms_text(rest[-1].step_ms)} to {ms_text(rest[0].step_ms)} ms a step", console)
 
 
 def _collectives(summary: Summary, console: Console) -> None:
     if not summary.collectives:
         return
-    table = _table(
-        Column("collectives"), _number("bytes"), _number("ranks"), Column("how"), _number("count"),
-        _number("total ms"), _number("without\nwaiting"),
+    table = plain_table(
+        Column("collectives"), number_column("bytes"), number_column("ranks"), Column("how"), number_column("count"),
+        number_column("total ms"), number_column("without\nwaiting"),
     )  # fmt: skip
     for row in summary.collectives[:MOST_COLLECTIVES]:
         how = ", ".join(dict.fromkeys(name for name in (row.algorithm, row.protocol) if name))
         table.add_row(
-            row.kind, format_bytes(row.bytes), str(row.ranks), _plain(how), str(row.count), _ms(row.total_ms),
-            _ms(row.transfer_ms),
+            row.kind, format_bytes(row.bytes), str(row.ranks), _plain(how), str(row.count), ms_text(row.total_ms),
+            ms_text(row.transfer_ms),
         )  # fmt: skip
     console.print()
     console.print(table)
-    _more(len(summary.collectives) - MOST_COLLECTIVES, "kinds and sizes", console)
+    render_more(len(summary.collectives) - MOST_COLLECTIVES, "kinds and sizes", console)
 
 
 def _top_ops(summary: Summary, console: Console) -> None:
     if not summary.top_ops:
         return
-    table = _table(
+    table = plain_table(
         Column("dearest on the busiest rank", no_wrap=True, overflow="ellipsis", ratio=1),
-        _number("count"), _number("total ms"), _number("share"), expand=True,
+        number_column("count"), number_column("total ms"), number_column("share"), expand=True,
     )  # fmt: skip
     for row in summary.top_ops:
-        table.add_row(_plain(_short(row.name)), str(row.count), _ms(row.total_ms), _percent(row.share))
+        table.add_row(_plain(shorten(row.name)), str(row.count), ms_text(row.total_ms), percent(row.share))
     console.print()
     console.print(table)
 
@@ -263,56 +278,18 @@ def _durations(summary: Summary, console: Console) -> None:
     whole = sum(counts.values()) + sources.estimate
     line = Text("kernel durations: " + (", ".join(parts) or "none known"))
     if sources.estimate:
-        share = _percent(sources.estimate / whole)
+        share = percent(sources.estimate / whole)
         line.append(f"; {sources.estimate} ({share}) estimated for want of a formula or measurement", style="yellow")
     console.print()
     console.print(line)
-
-
-def _warnings(warnings: Sequence[str], console: Console) -> None:
-    for warning in warnings[:MOST_WARNINGS]:
-        # A hanging indent: the text wraps under itself.
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(Text("warning:", style="yellow"), Text(warning, overflow="fold"))
-        console.print(grid)
-    _more(len(warnings) - MOST_WARNINGS, "warnings", console)
-
-
-def _more(count: int, what: str, console: Console) -> None:
-    if count > 0:
-        console.print(Padding(Text(f"... and {count} more {what}", style="dim"), (0, 0, 0, 1)))
-
-
-def _table(*columns: Column, header: bool = True, expand: bool = False) -> Table:
-    return Table(*columns, box=box.SIMPLE_HEAD, show_header=header, show_edge=False, pad_edge=False, expand=expand)
-
-
-def _number(name: str) -> Column:
-    return Column(name, justify="right", no_wrap=True)
 
 
 def _plain(name: str) -> Text:
     return Text(name)
 
 
-def _short(name: str) -> str:
-    """A kernel's name without what all kernels' names begin with."""
-    for prefix in ("void ", "at::native::", "(anonymous namespace)::"):
-        name = name.removeprefix(prefix)
-    return name
-
-
-def _ms(ms: float) -> str:
-    """Two decimals, so that columns align; four where these would say next to nothing."""
-    return f"{ms:.4f}" if 0 < abs(ms) < 0.05 else f"{ms:.2f}"
-
-
 def _gib(nbytes: int) -> str:
     return f"{nbytes / GIB:.2f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _signed(error: float) -> str:

@@ -65,7 +65,11 @@ def test_the_host_decides_where_the_device_is_faster() -> None:
 def test_a_stream_turns_around_behind_its_last_kernel() -> None:
     # a: [0, 100). b needs 3 to turn around: [103, 113).
     paths, (end,) = paths_of([call("la", 0), kernel(100, 0), call("lb", 0), kernel(10, 2, gap=3)])
-    assert told(paths.path(0, 0, end)) == [(0, 1, "compute", 0, 100), (0, 3, "gap", 100, 103), (0, 3, "compute", 103, 113)]
+    assert told(paths.path(0, 0, end)) == [
+        (0, 1, "compute", 0, 100),
+        (0, 3, "gap", 100, 103),
+        (0, 3, "compute", 103, 113),
+    ]
 
 
 def test_the_last_rank_to_arrive_decides() -> None:
