@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import time
@@ -15,7 +16,10 @@ from rich.console import Console
 
 from sim.errors import UserError
 from sim.place.captured import AS_CAPTURED
+from sim.place.collectives import plan
 from sim.place.place import place
+from sim.replay.allocator.config import AllocatorConfig, parse_alloc_conf
+from sim.replay.allocator.snapshot import replay_snapshot
 from sim.replay.replay import replay
 from sim.report import chrome, summary, text
 from sim.report.summary import Summary
@@ -41,12 +45,16 @@ _topology = click.option(
 )  # fmt: skip
 _set = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Change a value of the topology.")
 _gpus = click.option("--gpus", metavar="I,J,...", help="The topology's GPUs that the ranks go onto, in order.")
+_alloc_conf = click.option(
+    "--alloc-conf", default="", metavar="KEY:VALUE,...",
+    help="Settings of the caching allocator, as in PYTORCH_CUDA_ALLOC_CONF.",
+)  # fmt: skip
 _json = click.option("--json", "json_out", metavar="FILE|-", help="Write the result as JSON; - is standard output.")
 
 
 _contention = click.option(
     "--no-contention", "contention", is_flag=True, flag_value=False, default=True,
-    help="Let transfers that cross a link at the same time, and kernels beside NCCL's, not share: what sharing costs.",
+    help="Nothing is shared: transfers have their links, kernels all SMs to themselves.",
 )  # fmt: skip
 
 
@@ -61,6 +69,8 @@ _contention = click.option(
     "--timeline", "timeline_out", type=click.Path(path_type=Path), metavar="FILE.pt.trace.json[.gz]",
     help="Write the replay as a trace for Perfetto, chrome://tracing or TensorBoard; a folder gets a file a rank.",
 )  # fmt: skip
+@_alloc_conf
+@click.option("--memory-plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw memory over time.")
 def replay_command(
     inputs: Sequence[Path],
     topology: str,
@@ -69,14 +79,22 @@ def replay_command(
     contention: bool,
     json_out: str | None,
     timeline_out: Path | None,
+    alloc_conf: str,
+    memory_plot: Path | None,
 ) -> None:
     """Predict the steps of a trace or a workload on a machine."""
     machine = _machine(topology, settings)
     with _progress() as tell:
-        timeline, told = _replay(inputs, machine, _numbers("--gpus", gpus), tell, contention=contention)
+        config = parse_alloc_conf(alloc_conf)
+        timeline, told = _replay(inputs, machine, _numbers("--gpus", gpus), config, tell, contention=contention)
         if timeline_out is not None:
             tell(f"writing {timeline_out}")
             chrome.write_traces(timeline, timeline_out)
+        if memory_plot is not None:
+            from sim.report.plot import write_memory_plot
+
+            tell(f"drawing {memory_plot}")
+            write_memory_plot(timeline, memory_plot)
     _write_json(summary.encode(told), json_out)
     if json_out != "-":
         text.render_summary(told, Console(soft_wrap=False))
@@ -86,17 +104,19 @@ def _replay(
     inputs: Sequence[Path],
     machine: Machine | None,
     gpus: Sequence[int],
+    config: AllocatorConfig,
     tell: Callable[[str], None],
     *,
     contention: bool,
 ) -> tuple[Timeline, Summary]:
     from sim.workload.inputs import read_inputs
 
+    gc.disable()  # looking for cycles among a million events, which have none, takes an eighth of a replay
     workload = read_inputs(inputs, tell)
     tell("replaying")
     placement = place(workload.graph, machine, gpus)
     begun = time.perf_counter()
-    timeline = replay(placement, contention=contention)
+    timeline = replay(placement, contention=contention, allocator=config)
     seconds = time.perf_counter() - begun
     ops = sum(len(workload.graph.programs[r.program].ops) for r in placement.ranks)
     return timeline, summary.summarize(timeline, workload.measured, ops=ops, replay_seconds=seconds)
@@ -162,33 +182,155 @@ def whatif(
 
 
 @cli.command()
-@click.argument("model")
-@click.option("--batch", type=int, required=True, help="Sequences a step on each data-parallel rank.")
-@click.option("--seq", type=int, required=True, help="Tokens a sequence.")
-@click.option("--mode", type=click.Choice(["forward"]), default="forward", show_default=True)
-@click.option("--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), default="float16", show_default=True)
-@click.option("--parallel", default="", metavar="SPEC", help="dp=8, tp=8 or a product such as dp=2,tp=4.")
+@click.argument("model", required=False)
 @click.option(
-    "--liveness", type=click.Choice(["eager", "export"]), default="eager", show_default=True,
-    help="Free intermediates when Python does, or at their last use as an exported graph module does.",
+    "--config", type=click.Path(path_type=Path), metavar="FILE.yaml",
+    help="Read any of these options, and `model`, from a file; those given here go first.",
+)  # fmt: skip
+@click.option("--batch", type=int, help="Sequences (or images) of a micro-batch on each data-parallel rank.")
+@click.option("--seq", type=int, help="Tokens a sequence.")
+@click.option("--mode", type=click.Choice(["forward", "train"]), help="Forward with loss [default], or a whole step.")
+@click.option(
+    "--dtype", type=click.Choice(["float16", "bfloat16", "float32"]),
+    help="Of the parameters; float16 in forward and float32 in training unless told.",
+)  # fmt: skip
+@click.option(
+    "--task", type=click.Choice(["auto", "causal-lm", "question-answering", "seq2seq-lm", "image-classification"]),
+    help="The head on the model; by default what models of its type are for.",
+)  # fmt: skip
+@click.option("--attention", type=click.Choice(["sdpa", "eager", "flash"]), help="By default sdpa, as PyTorch picks.")
+@click.option(
+    "--parallel", metavar="SPEC",
+    help="dp=8 (DistributedDataParallel in training), fsdp=8, tp=8 or a product such as fsdp=4,tp=2.",
+)  # fmt: skip
+@click.option(
+    "--liveness", type=click.Choice(["eager", "export"]),
+    help="Free a forward's intermediates when Python does, or at their last use as an exported graph module does.",
+)  # fmt: skip
+@click.option("--autocast", type=click.Choice(["float16", "bfloat16"]), help="Train under torch.autocast.")
+@click.option("--loss-scaling", is_flag=True, default=None, help="Train with a GradScaler.")
+@click.option("--optimizer", type=click.Choice(["adamw", "sgd", "adafactor", "none"]), help="By default adamw.")
+@click.option("--optimizer-kernels", type=click.Choice(["foreach", "fused", "for-loop"]), help="By default foreach.")
+@click.option("--momentum", type=float, help="Of --optimizer sgd.")
+@click.option("--max-grad-norm", type=float, help="Clip gradients to this norm.")
+@click.option("--micro-batches", type=int, help="Accumulate gradients over so many batches a step.")
+@click.option("--checkpoint", type=click.Choice(["none", "full", "selective"]), help="Recompute activations.")
+@click.option("--bucket-mib", type=float, help="Size of DistributedDataParallel's buckets [default: 1, then 25].")
+@click.option("--gradient-as-bucket-view", is_flag=True, default=None, help="DistributedDataParallel's option.")
+@click.option(
+    "--reshard-after-forward/--no-reshard-after-forward", default=None, help="FSDP's option [default: reshard]."
+)
+@click.option(
+    "--fsdp-dtype", type=click.Choice(["float16", "bfloat16", "float32"]), help="FSDP's mixed precision: parameters."
+)
+@click.option(
+    "--fsdp-reduce-dtype", type=click.Choice(["float16", "bfloat16", "float32"]),
+    help="FSDP's mixed precision: gradients.",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE.workload.json.gz")
-def synth(out: Path, **spec: Any) -> None:
+def synth(out: Path, config: Path | None, **given: Any) -> None:
     """Make the graph of one step of MODEL, with no GPU and no weights."""
     from sim import graph as graphs
     from sim.workload.inputs import WORKLOAD_SUFFIX
+    from sim.workload.spec import from_file, from_options
 
     if not out.name.endswith(WORKLOAD_SUFFIX):
         raise UserError(f"--out {out}: the name of a workload file ends in {WORKLOAD_SUFFIX}")
+    spec = from_options(**given) if config is None else from_file(config, **given)
+    spec.check()
     with _progress() as tell:
-        tell(f"building {spec['model']} under fake tensors")
-        from sim.workload.synth import SynthSpec, synthesize
+        tell(f"building {spec.model} under fake tensors")
+        from sim.workload.synth import synthesize
 
-        graph = synthesize(SynthSpec(**spec))
+        graph = synthesize(spec)
     graphs.write(graph, out)
     ranks, ops = len(graph.ranks), sum(len(p.ops) for p in graph.programs)
     click.echo(f"{out}: {graph.name}, {ranks} rank{'s' * (ranks > 1)}, {ops} operations; replay it with")
     click.echo(f"  tracesim replay {out} --topology {'a5000x1' if ranks == 1 else 'a5000x8'}")
+
+
+@cli.command(context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("capture"), show_default=True, metavar="DIR",
+    help="The folder for rank0.pt.trace.json.gz, ... and capture.json; made where it is missing.",
+)  # fmt: skip
+@click.option("--steps", type=int, default=5, show_default=True, help="Steps to record.")
+@click.option("--warmup", type=int, default=3, show_default=True, help="Steps to leave out before them.")
+@click.option("--model", metavar="NAME", help="Run this model, with random weights.")
+@click.option("--batch", type=int, help="With --model: sequences a step on each rank.")
+@click.option("--seq", type=int, help="With --model: tokens a sequence.")
+@click.option("--mode", type=click.Choice(["forward", "train"]), help="With --model.  [default: forward]")
+@click.option(
+    "--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), help="With --model.  [default: float32]"
+)
+@click.option("--to-the-end", is_flag=True, help="Let the script run on after the last recorded step.")
+@click.argument("script", nargs=-1, metavar="[-- SCRIPT.py ARGS...]", type=click.UNPROCESSED)
+@click.pass_obj
+def trace(words: Sequence[str], /, out: Path, steps: int, warmup: int, script: Sequence[str], **run: Any) -> None:
+    """Record the steps of a model or a script under torch.profiler: one trace a rank."""
+    from sim.workload.capture.capture import capture
+    from sim.workload.capture.spec import CaptureSpec, check_steps, what_to_run
+
+    check_steps(steps, warmup)
+    spec = CaptureSpec(what_to_run(script=script, **run), out, steps, warmup, ("tracesim", *words))
+    done = capture(spec, _line_by_line())
+    if done.note:
+        click.echo(f"tracesim: warning: {done.note}", err=True)
+    if done.rank == 0:
+        ranks = f" of {done.ranks} ranks" if done.ranks > 1 else ""
+        click.echo(f"{out}: {done.steps} step{'s' * (done.steps > 1)}{ranks}; replay it with")
+        click.echo(f"  tracesim replay {out} --topology {AS_CAPTURED}")
+
+
+@cli.command()
+@click.argument("kind")
+@click.option("--bytes", "sizes", required=True, metavar="N[,N...]", help="Size of the whole tensor in bytes.")
+@click.option("--ranks", type=int, required=True, help="How many GPUs take part: the first ones, or those of --gpus.")
+@_topology
+@_gpus
+@_set
+@_json
+def collective(
+    kind: str,
+    sizes: str,
+    ranks: int,
+    topology: str,
+    gpus: str | None,
+    settings: Sequence[str],
+    json_out: str | None,
+) -> None:
+    """Time of one collective, with the algorithm and protocol chosen, as nccl-tests counts it."""
+    from sim.report.collectives import CollectiveTimeRow, encode_rows, render_rows
+
+    machine = _named_machine(topology, settings)
+    chosen = _numbers("--gpus", gpus) or tuple(range(ranks))
+    if len(chosen) != ranks:
+        raise UserError(f"--gpus names {len(chosen)} GPUs for --ranks {ranks}")
+    plans = [plan(machine, kind, size, chosen) for size in _numbers("--bytes", sizes)]
+    rows = [
+        CollectiveTimeRow(
+            p.kind, p.nbytes, p.ranks, p.algorithm, p.protocol, p.call_us, p.algbw_gb_s, p.busbw_gb_s, p.note
+        )
+        for p in plans
+    ]
+    _write_json(encode_rows(rows), json_out)
+    if json_out != "-":
+        render_rows(rows, Console())
+
+
+@cli.command()
+@click.argument("snapshot", type=click.Path(path_type=Path), metavar="SNAPSHOT.pickle")
+@_json
+def allocator(snapshot: Path, json_out: str | None) -> None:
+    """Replay a CUDA memory snapshot's events through the simulated allocator and compare every address."""
+    import msgspec
+
+    from sim.report.allocator import render_comparison
+
+    compared = msgspec.to_builtins(replay_snapshot(snapshot))
+    _write_json(msgspec.json.format(msgspec.json.encode(compared)) + b"\n", json_out)
+    if json_out != "-":
+        render_comparison(str(snapshot), compared, Console())
 
 
 @cli.command()
@@ -208,6 +350,38 @@ def topology(name_or_file: str, settings: Sequence[str], plot: Path | None) -> N
         click.echo(f"drawn to {plot}")
 
 
+@cli.command()
+@click.argument("op")
+@click.option(
+    "--shapes", type=click.Path(path_type=Path), metavar="FILE.csv", help="Columns batch, m, n, k or rows, columns."
+)
+@click.option("--batch", type=int, help="Products in one batch (attention: sequences times heads); 1 if not said.")
+@click.option("--m", type=int, help="Rows of the product (attention: queries).")
+@click.option("--n", type=int, help="Columns of the product (attention: keys).")
+@click.option("--k", type=int, help="What is summed over (attention: head size).")
+@click.option("--rows", type=int, help="Rows of a softmax, layer norm or elementwise op.")
+@click.option("--columns", type=int, help="Columns of it: what a softmax or layer norm normalizes.")
+@click.option("--dtype", required=True, metavar="D", help="float32, tfloat32, float16, bfloat16, ...")
+@click.option("--device", required=True, metavar="NAME_OR_FILE", help="A shipped device profile or a YAML file.")
+@_json
+def kernel(op: str, shapes: Path | None, dtype: str, device: str, json_out: str | None, **sizes: int | None) -> None:
+    """Time of one kernel alone: OP is gemm, softmax, layer_norm, attention or an elementwise name (add, relu, ...)."""
+    import msgspec
+
+    from sim.place.kernels.show import show
+    from sim.place.kernels.single import KernelRows, kernel_rows, read_shapes
+    from sim.topology.device import load_device
+
+    given = {name: size for name, size in sizes.items() if size is not None}
+    if shapes is not None and given:
+        raise UserError(f"--shapes and --{next(iter(given))}: give a file of shapes or one shape, not both")
+    profile = load_device(device)
+    found = kernel_rows(op, read_shapes(shapes, op) if shapes is not None else [given], dtype, profile)
+    _write_json(msgspec.json.format(msgspec.json.encode(KernelRows(found)), indent=2), json_out)
+    if json_out != "-":
+        show(found, Console())
+
+
 # Reading options ----------------------------------------
 
 
@@ -217,6 +391,13 @@ def _machine(topology: str, settings: Sequence[str]) -> Machine | None:
             raise UserError(f"--set {settings[0]}: {AS_CAPTURED!r} has no values to change; name a topology")
         return None
     return load_topology(topology, _assignments(settings))
+
+
+def _named_machine(topology: str, settings: Sequence[str]) -> Machine:
+    machine = _machine(topology, settings)
+    if machine is None:
+        raise UserError(f"--topology {AS_CAPTURED}: no trace was captured here; name a machine such as a5000x8")
+    return machine
 
 
 def _assignments(settings: Sequence[str]) -> dict[str, str]:
@@ -248,6 +429,11 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
+def _line_by_line() -> Callable[[str], None]:
+    """The same beside the output of a script, which a status line would garble."""
+    return lambda doing: click.echo(f"tracesim: {doing}", err=True) if sys.stderr.isatty() else None
+
+
 def _write_json(content: bytes, target: str | None) -> None:
     from sim.files import write_whole
 
@@ -259,8 +445,9 @@ def _write_json(content: bytes, target: str | None) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """The command: what a user can cause is one line on stderr and exit code 2."""
+    words = list(sys.argv[1:] if args is None else args)
     try:
-        cli.main(args=args, prog_name="tracesim", standalone_mode=False)
+        cli.main(args=words, prog_name="tracesim", standalone_mode=False, obj=words)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
     except click.Abort:

@@ -129,8 +129,8 @@ class Free(_HostOp, frozen=True, tag="free", omit_defaults=True):
 
 
 class _DeviceOp(_Op, frozen=True, omit_defaults=True):
-    """Starts when its stream is free (plus ``gap_ns``, the device's own turn-around), ``lag_ns`` after its launch
-    began, and when ``after`` has ended.  Without ``launch`` it is taken to be launched in time."""
+    """Starts when its stream is free and ``after`` has ended, plus ``gap_ns`` (the device's own turn-around), but not
+    before ``lag_ns`` after its launch began.  Without ``launch`` it is taken to be launched in time."""
 
     name: str = ""
     launch: int | None = None

@@ -31,7 +31,7 @@ def _one_rank(program: Program, arrivals: dict[tuple[str, int], int], reached: d
     for op in program.ops:
         after = max((times[i][1] for i in op.after), default=0)
         if isinstance(op, Kernel | Copy | Collective):
-            start = max(free[op.lane] + (op.gap_ns or 0), after)
+            start = max(free[op.lane], after) + (op.gap_ns or 0)
             if op.launch is not None:
                 start = max(start, times[op.launch][0] + (op.lag_ns or 0))
             end = start + (op.measured_ns or 0)

@@ -204,3 +204,48 @@ def test_a_broken_workload_file(refused: Callable[..., str], workload: Path, tmp
     assert str(file) in refused("replay", file, "--topology", "a5000x8")
     file.write_bytes(gzip.compress(b'{"name": "x", "programs": [], "ranks": [{"rank": 0, "program": 3}]}'))
     assert "runs program 3, which is not there" in refused("replay", file, "--topology", "a5000x8")
+
+
+# The smaller commands -------------------------------------------------------------------------------------------
+
+
+def test_collective_json_keeps_its_contract(run: Run) -> None:
+    sizes = "1048576,1073741824"
+    _, out, _ = run("collective", "all_reduce", "--bytes", sizes, "--ranks", 8, "--topology", "a5000x8", "--json", "-")
+    small, large = json.loads(out)["rows"]
+    # The host's own sweep: 230.32 us for 1 MiB. busbw = bytes / time * 2 * 7 / 8.
+    assert small["us"] == pytest.approx(230.32, rel=0.05)
+    assert small["algbw_gb_s"] == pytest.approx(1048576 / small["us"] / 1e3)
+    assert small["busbw_gb_s"] == pytest.approx(small["algbw_gb_s"] * 2 * 7 / 8)
+    assert large["busbw_gb_s"] == pytest.approx(14.3, rel=0.05)
+    assert (large["kind"], large["ranks"], large["algorithm"], large["protocol"]) == ("all_reduce", 8, "ring", "simple")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["all_reduc", "--bytes", 8, "--ranks", 8, "--topology", "a5000x8"], "did you mean 'all_reduce'"),
+        (["all_reduce", "--bytes", 8, "--ranks", 9, "--topology", "a5000x8"], "8 devices"),
+        (["all_reduce", "--bytes", "x", "--ranks", 8, "--topology", "a5000x8"], "--bytes 'x'"),
+        (["all_reduce", "--bytes", 8, "--ranks", 8, "--topology", "as-captured"], "name a machine"),
+    ],
+)
+def test_wrong_collectives(refused: Callable[..., str], args: list[object], words: str) -> None:
+    assert words in refused("collective", *args)
+
+
+def test_allocator_json_keeps_its_contract(run: Run, shared_dir: Path) -> None:
+    code, out, _ = run("allocator", shared_dir / "data/snapshots/forward_100.pickle", "--json", "-")
+    told = json.loads(out)
+    assert code == 0
+    assert told["allocations_checked"] == told["allocations_matched"] == 785
+    assert told["segments_checked"] == told["segments_matched"] > 0
+    assert told["first_mismatch"] is None
+    for key in ("segments_released_checked", "segments_released_matched", "not_predictable", "fragmentation_at_peak"):
+        assert key in told
+
+
+def test_a_pickle_that_wants_to_run_code(refused: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "evil.pickle"
+    file.write_bytes(b"cos\nsystem\n(S'echo caught'\ntR.")
+    assert "os.system" in refused("allocator", file)

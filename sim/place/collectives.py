@@ -18,7 +18,7 @@ from sim.errors import UnknownNameError, UserError
 from sim.ops import CollectiveKind
 from sim.place import nccl_tables as tables
 from sim.place.collectives_measured import Reading, read_curve
-from sim.place.nccl_search import Rings, find_rings, link_demand
+from sim.place.nccl_search import Rings, bus_bandwidth, find_rings, link_demand
 from sim.place.nccl_time import Ask, Cost, choose, cost, hop_us
 from sim.topology.machine import Gpu, Machine, Route
 from sim.units import ns_from_us
@@ -193,18 +193,15 @@ def _host_ns(machine: Machine) -> int:
 def _loads(ask: Ask, algorithm: str) -> Loads:
     """Bytes on each lane, of all channels together."""
     if algorithm == "nvls":
-        crossing = ask.nbytes * (1 + 1 / ask.ranks)
-        return _rounded({lane: crossing for hop in ask.rings.hops for lane in hop.lanes})
-    chained = ask.kind in ("broadcast", "reduce") or algorithm == "tree"
-    share = ask.nbytes / len(ask.rings.orders) * (1 if chained else ask.hops / ask.ranks)
-    bytes_on: dict[str, float] = {}
-    for place, hop in enumerate(ask.rings.hops):
-        if chained and place % ask.ranks == ask.ranks - 1:
-            continue  # a chain does not close
-        ways = [hop, ask.machine.transfer_route(hop.hops[-1].end, hop.hops[0].start)] if algorithm == "tree" else [hop]
-        for lane in (lane for way in ways for lane in way.lanes):
-            bytes_on[lane] = bytes_on.get(lane, 0.0) + share
-    return _rounded(bytes_on)
+        return tuple((lane, round(ask.nbytes * (1 + 1 / ask.ranks))) for lane in ask.rings.crossings)
+    share = ask.nbytes / len(ask.rings.orders)
+    if algorithm == "tree":
+        crossings = ask.rings.tree_crossings
+    elif ask.kind in ("broadcast", "reduce"):
+        crossings = ask.rings.chain_crossings
+    else:
+        crossings, share = ask.rings.crossings, share * ask.hops / ask.ranks
+    return tuple((lane, round(share * count)) for lane, count in crossings.items())
 
 
 def _rounded(bytes_on: dict[str, float]) -> Loads:
@@ -247,7 +244,7 @@ def _busiest(machine: Machine, moves: list[tuple[Route, float]]) -> tuple[float,
 
 
 def _send_latency(route: Route, protocol: tables.Protocol, *, plain: bool) -> float:
-    return route.latency_us if plain else tables.BASE_US["ring"][protocol] + hop_us(route, protocol)
+    return route.latency_us if plain else tables.BASE_US["ring"][protocol] + hop_us(route.path, protocol)
 
 
 # The textbook ring ----------------------------------------------------------------------------------------------
@@ -258,19 +255,19 @@ def _textbook(machine: Machine, kind: CollectiveKind, nbytes: int, gpus: tuple[i
     ranks = len(gpus)
     names = [machine.gpus[g].name for g in gpus]
     routes = tuple(machine.route(a, b) for a, b in zip(names, (*names[1:], names[0]), strict=True))
-    rings = Rings((tuple(names),), 0.0, 1, routes)
+    orders = (tuple(names),)
+    rings = Rings(orders, 0.0, 1, routes, *bus_bandwidth(machine, orders, routes))
     ask = Ask(machine, kind, nbytes, tuple(machine.gpus[g] for g in gpus), rings)
     chained = kind in ("broadcast", "reduce")
     steps = ranks - 1 if chained else ask.hops
-    lane, rate = rings.slowest(machine)
     latency_ns = ns_from_us(steps * max(route.latency_us for route in routes))
-    transfer_ns = ceil(nbytes * (1 if chained else steps / ranks) / rate)
+    transfer_ns = ceil(nbytes * (1 if chained else steps / ranks) / rings.bus_gb_s)
     gloo = machine.collectives.library == "gloo"
     return CollectivePlan(
         kind=kind,
         nbytes=nbytes, ranks=ranks, latency_ns=latency_ns, transfer_ns=transfer_ns,
         call_ns=latency_ns + transfer_ns, algorithm="ring", protocol="tcp" if gloo else "alpha-beta", channels=1,
-        source="roofline", bound=lane, loads=_loads(ask, "ring"),
+        source="roofline", bound=rings.bound, loads=_loads(ask, "ring"),
     )  # fmt: skip
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 from sim.place import nccl_tables as tables
 from sim.place.nccl_tables import Hardware
-from sim.topology.machine import Gpu, Machine, PathClass, Route
+from sim.topology.machine import Gpu, Hop, Machine, PathClass, Route
 
 Ring = tuple[str, ...]
 
@@ -31,12 +32,17 @@ HOST_MEMORY_SHARE_BOTH_WAYS = 0.605
 
 @dataclass(frozen=True)
 class Rings:
-    """Channels found: their rings in order (a ring may stand several times) and NCCL's speed for each."""
+    """Channels found: their rings in order (a ring may stand several times) and NCCL's speed for each.
+
+    ``bound`` is the lane that bounds them, ``bus_gb_s`` the bus bandwidth that it allows.
+    """
 
     orders: tuple[Ring, ...]
     speed: float
     hosts: int
     hops: tuple[Route, ...]
+    bound: str
+    bus_gb_s: float
 
     @property
     def channels(self) -> int:
@@ -48,25 +54,43 @@ class Rings:
         """Bus bandwidth that NCCL expects."""
         return len(self.orders) * self.speed
 
-    @property
+    @cached_property
     def hardware(self) -> Hardware:
         """NVLink only where every hop inside a host is NVLink; the row of NCCL's latency table."""
         return "nvlink" if all(hop.path in ("NVL", "NVS") for hop in self.hops if hop.path != "NET") else "pcie"
 
-    def lane_shares(self) -> dict[str, float]:
-        """How many times the ring's data crosses each lane."""
-        counts: Counter[str] = Counter()
-        for hop in self.hops:
-            counts.update(hop.lanes)
-        return {lane: count / len(self.orders) for lane, count in counts.items()}
+    @cached_property
+    def crossings(self) -> dict[str, int]:
+        """How often the rings cross each lane, in name order."""
+        return dict(sorted(Counter(lane for hop in self.hops for lane in hop.lanes).items()))
 
-    def slowest(self, machine: Machine) -> tuple[str, float]:
-        """The lane that bounds the ring, and the bus bandwidth that it allows, GB/s."""
-        demand = link_demand((hop, 1.0) for hop in self.hops)
-        rates = machine.capacities
-        found = [(rates[lane] * len(self.orders) / share, lane) for lane, share in demand.items()]
-        rate, lane = min(found)
-        return lane, rate
+    @cached_property
+    def chain_crossings(self) -> dict[str, int]:
+        """The same for the rings cut open before they close."""
+        return dict(sorted(Counter(hop.lane for hop in self._chain()).items()))
+
+    @cached_property
+    def tree_crossings(self) -> dict[str, int]:
+        """The same for the cut rings, there and back."""
+        back = Counter(hop.link.lane(hop.end) for hop in self._chain())
+        return dict(sorted((back + Counter(self.chain_crossings)).items()))
+
+    def _chain(self) -> Iterator[Hop]:
+        ranks = len(self.orders[0])
+        return (hop for place, route in enumerate(self.hops) if place % ranks < ranks - 1 for hop in route.hops)
+
+    @cached_property
+    def paths(self) -> dict[PathClass, int]:
+        """How many hops are of each kind of path."""
+        return dict(Counter(hop.path for hop in self.hops))
+
+
+def bus_bandwidth(machine: Machine, orders: tuple[Ring, ...], hops: tuple[Route, ...]) -> tuple[str, float]:
+    """The lane that bounds the rings, and the bus bandwidth that it allows, GB/s."""
+    rates = machine.capacities
+    demand = link_demand((hop, 1.0) for hop in hops)
+    rate, lane = min((rates[lane] * len(orders) / crossings, lane) for lane, crossings in demand.items())
+    return lane, rate
 
 
 def link_demand(moves: Iterable[tuple[Route, float]]) -> dict[str, float]:
@@ -93,7 +117,7 @@ def find_rings(machine: Machine, gpus: tuple[Gpu, ...]) -> Rings:
     hops = tuple(hop for order in orders for hop in _hops(machine, order))
     if len(by_host) > 1:
         speed = min(speed, _network_speed(hops, channels))
-    return Rings(orders, speed, len(by_host), hops)
+    return Rings(orders, speed, len(by_host), hops, *bus_bandwidth(machine, orders, hops))
 
 
 def _hops(machine: Machine, order: Ring) -> Iterator[Route]:

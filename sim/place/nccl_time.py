@@ -8,12 +8,13 @@ of a rank moves one chunk, in slices that are handed over one by one.  docs/coll
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil, log2
 
 from sim.place import nccl_tables as tables
 from sim.place.nccl_search import Rings
 from sim.place.nccl_tables import Algorithm, Protocol
-from sim.topology.machine import Gpu, Machine, Route
+from sim.topology.machine import Gpu, Machine, PathClass
 
 # One exchange of a flag through an NVSwitch takes 1.2 us longer than over a direct NVLink: p2pBandwidthLatencyTest,
 # 3.1 us on 8 x A100 behind NVSwitches against 1.9 us on V100s linked directly (ABCI, public benchmark report).
@@ -42,9 +43,13 @@ class Ask:
             self.kind, self.ranks - 1
         )
 
+    @cached_property
+    def capabilities(self) -> frozenset[tuple[int, int]]:
+        return frozenset(profile.capability for profile in {id(g.profile): g.profile for g in self.gpus}.values())
+
     @property
     def capability(self) -> tuple[int, int]:
-        return min(gpu.profile.capability for gpu in self.gpus)
+        return min(self.capabilities)
 
     @property
     def generation(self) -> tables.Generation:
@@ -89,7 +94,7 @@ def candidates(ask: Ask) -> list[tuple[Algorithm, Protocol]]:
 
 def _nvls(ask: Ask) -> bool:
     """NVLink SHARP: Hopper and later behind an NVSwitch, one host, all-reduce, three ranks or more."""
-    behind = all(hop.path == "NVS" for hop in ask.rings.hops)
+    behind = set(ask.rings.paths) == {"NVS"}
     return ask.kind == "all_reduce" and behind and ask.capability >= (9, 0) and ask.ranks > 2
 
 
@@ -97,7 +102,7 @@ def _ll128(ask: Ask) -> bool:
     """By default where every hop is NVLink, on the capabilities NCCL has tested; NCCL_PROTO can ask for it."""
     if ask.machine.nccl.NCCL_PROTO and not ask.machine.nccl.NCCL_PROTO.startswith("^"):
         return True
-    alike = len({gpu.profile.capability for gpu in ask.gpus}) == 1
+    alike = len(ask.capabilities) == 1
     near = ask.rings.hosts == 1 and ask.rings.hardware == "nvlink"
     return near and alike and ask.capability in tables.LL128_CAPABILITIES
 
@@ -191,7 +196,7 @@ def _expected_latency(ask: Ask, algorithm: Algorithm, protocol: Protocol) -> flo
 
 def cost(ask: Ask, algorithm: Algorithm, protocol: Protocol) -> Cost:
     """What the choice takes on the machine's links."""
-    lane, bus = ask.rings.slowest(ask.machine)
+    lane, bus = ask.rings.bound, ask.rings.bus_gb_s
     if algorithm == "nvls":
         # Out of each GPU go its own data, read by the others' reductions, and 1/r of the result, to all at once.
         crossing = ask.nbytes * (1 + 1 / ask.ranks)
@@ -217,15 +222,16 @@ def _turns(ask: Ask, *, received: bool = True) -> float:
 
 def _mean_hop(ask: Ask, protocol: Protocol) -> float:
     """Latency of a hop, averaged over the ring: data pass every hop in turn."""
-    return sum(hop_us(hop, protocol) for hop in ask.rings.hops) / len(ask.rings.hops)
+    paths = ask.rings.paths
+    return sum(count * hop_us(path, protocol) for path, count in paths.items()) / sum(paths.values())
 
 
-def hop_us(hop: Route, protocol: Protocol) -> float:
+def hop_us(path: PathClass, protocol: Protocol) -> float:
     """What one hop adds: NCCL's table, and the hand-over through an NVSwitch for the protocol that waits for it."""
-    if hop.path == "NET":
+    if path == "NET":
         return tables.HOP_US["network"]["ring"][protocol]
-    if hop.path in ("NVL", "NVS"):
-        switch = NVSWITCH_HANDOVER_US if hop.path == "NVS" and protocol == "simple" else 0.0
+    if path in ("NVL", "NVS"):
+        switch = NVSWITCH_HANDOVER_US if path == "NVS" and protocol == "simple" else 0.0
         return tables.HOP_US["nvlink"]["ring"][protocol] + switch
     return tables.HOP_US["pcie"]["ring"][protocol]
 

@@ -10,6 +10,7 @@ from sim.ops import Collective, Copy, DeviceOp, HostCall, Kernel, Op
 from sim.place.captured import place_as_captured
 from sim.place.collectives import CollectivePlan, plan
 from sim.place.kernels import KernelCost, floor_us, kernel_cost, memory_cost
+from sim.place.outside import CUDA_CONTEXT_BYTES, nccl_bytes
 from sim.place.placement import Costs, Flow, PlacedRank, Placement
 from sim.place.transpose import rescaled
 from sim.timeline import CollectiveInfo, DurationSource
@@ -17,6 +18,11 @@ from sim.topology.machine import Gpu, Machine
 from sim.units import ns_from_us, transfer_ns
 
 Timed = tuple[int, DurationSource]
+# What goes to cuBLAS, which takes a workspace from the caching allocator at its first call on a stream
+# (aten/src/ATen/cuda/CublasHandlePool.cpp, PyTorch 2.13).
+CUBLAS_OPS = frozenset(
+    f"aten::{op}{inplace}" for op in ("mm", "addmm", "bmm", "baddbmm", "addmv", "dot") for inplace in ("", "_")
+)
 # Calls that a synthesized program makes besides its ops; they launch nothing.
 SYNC_CALLS = ("cudaDeviceSynchronize", "cudaStreamSynchronize")
 
@@ -41,6 +47,7 @@ def place(graph: OpGraph, machine: Machine | None, gpus: Sequence[int] = ()) -> 
             costs=placer.costs(r.rank, r.program, r.device, gpu),
             memory_bytes=gpu.profile.memory_bytes,
             compute_capability=gpu.profile.compute_capability or "",
+            outside=placer.outside(r.rank, r.program, gpu),
         )
         for r, gpu in zip(graph.ranks, chosen, strict=True)
     )
@@ -89,6 +96,17 @@ class _Placer:
             self._costs[key] = self._program_costs(rank, self._graph.programs[program], program, captured_on, gpu)
         return self._costs[key]
 
+    def outside(self, rank: int, program: int, gpu: Gpu) -> dict[str, int]:
+        """The memory of a GPU that is gone before PyTorch's allocator asks for any."""
+        if gpu.profile.kind != "gpu":
+            return {}
+        channels: dict[str, int] = {}
+        for op in self._graph.programs[program].ops:
+            if isinstance(op, Collective) and op.group not in channels:
+                channels[op.group] = self._planned(op, rank).channels
+        buffers = {f"NCCL buffers of group {group}": nccl_bytes(count) for group, count in channels.items() if count}
+        return {"CUDA context": CUDA_CONTEXT_BYTES, **buffers}
+
     def _host_route(self, gpu: Gpu) -> tuple[float, float]:
         route = self._machine.host_to_device(gpu.name)
         return route.bandwidth_gb_s, route.latency_us
@@ -131,7 +149,16 @@ class _Placer:
             source=tuple(sources),
             collectives=collectives,
             flows=flows,
+            workspaces=self._workspaces(program),
         )
+
+    def _workspaces(self, program: Program) -> dict[int, int]:
+        """Of synthesized programs only: a trace has its workspaces among its own allocations."""
+        first: dict[int, int] = {}
+        for op in program.ops:
+            if isinstance(op, Kernel) and op.measured_ns is None and op.launch is not None and op.name in CUBLAS_OPS:
+                first.setdefault(op.lane, op.launch)
+        return {launch: lane for lane, launch in first.items()}
 
     def _alone(self, op: Op, launches: bool, captured_on: str, gpu: Gpu) -> Timed:
         if isinstance(op, HostCall):

@@ -25,7 +25,8 @@ class Flow(msgspec.Struct, frozen=True):
 class Costs(msgspec.Struct, frozen=True):
     """One program on one device: per operation its duration alone, launch lag, stream gap, and where the duration
     came from.  ``collectives`` tells algorithm and size of each collective operation; ``flows`` the load on links of
-    each transfer that shares them with others (its duration is the flow's, alone)."""
+    each transfer that shares them with others (its duration is the flow's, alone); ``workspaces`` the stream (lane) on
+    which a host call launches the first matrix product: cuBLAS takes its workspace then."""
 
     duration_ns: tuple[int, ...]
     lag_ns: tuple[int, ...]
@@ -33,10 +34,15 @@ class Costs(msgspec.Struct, frozen=True):
     source: tuple[DurationSource, ...]
     collectives: dict[int, CollectiveInfo]
     flows: dict[int, Flow] = {}
+    workspaces: dict[int, int] = {}
 
 
 class PlacedRank(msgspec.Struct, frozen=True):
-    """One rank on its device; ranks that run the same program alike share ``costs``."""
+    """One rank on its device; ranks that run the same program alike share ``costs``.
+
+    ``outside``: what else of the device's memory is taken, by name: not by PyTorch's allocator, but by the context
+    and by NCCL.  nvidia-smi shows it, ``memory_allocated`` does not.
+    """
 
     rank: int
     device: str
@@ -45,6 +51,7 @@ class PlacedRank(msgspec.Struct, frozen=True):
     costs: Costs
     memory_bytes: int | None = None
     compute_capability: str = ""
+    outside: dict[str, int] = {}
 
 
 class Placement(msgspec.Struct, frozen=True):

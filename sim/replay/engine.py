@@ -15,6 +15,7 @@ import simpy
 from sim.errors import DeadlockError, UserError
 from sim.ops import Alloc, Collective, Free, HostCall, Lane, Op
 from sim.place.placement import Flow, PlacedRank, Placement
+from sim.replay.allocator.config import AllocatorConfig
 from sim.replay.links import Links
 from sim.replay.memory import RankMemory
 
@@ -154,12 +155,18 @@ class RankReplay:
     """One rank: its lanes as processes, its moments, its memory."""
 
     def __init__(
-        self, env: simpy.Environment, placed: PlacedRank, ops: Sequence[Op], meetings: Meetings, links: Links | None
+        self,
+        env: simpy.Environment,
+        placed: PlacedRank,
+        ops: Sequence[Op],
+        meetings: Meetings,
+        links: Links | None,
+        memory: RankMemory,
     ) -> None:
         self.placed = placed
         self.ops = ops
         self.moments = Moments(env, len(ops))
-        self.memory = RankMemory(placed.rank, placed.memory_bytes)
+        self.memory = memory
         self.transfer_ns: dict[int, int] = {}
         self._env = env
         self._meetings = meetings
@@ -176,7 +183,7 @@ class RankReplay:
 
     def _thread(self, indices: Sequence[int]) -> Process:
         env, ops, moments, duration = self._env, self.ops, self.moments, self.placed.costs.duration_ns
-        end = moments.end
+        end, workspaces = moments.end, self.placed.costs.workspaces
         now = 0  # the lane's own clock: where its last operation ended
         for i in indices:
             op = ops[i]
@@ -191,6 +198,8 @@ class RankReplay:
             now += op.before_ns  # type: ignore[union-attr]
             moments.set_start(i, now)
             if isinstance(op, HostCall):
+                if i in workspaces:
+                    self.memory.take_workspace(workspaces[i], now)
                 for awaited in op.waits:
                     if end[awaited] == UNKNOWN:
                         yield moments.end_known(awaited)
@@ -210,16 +219,16 @@ class RankReplay:
         now = 0
         for i in indices:
             op = ops[i]
+            for awaited in op.after:
+                if end[awaited] == UNKNOWN:
+                    yield moments.end_known(awaited)
+                now = max(now, end[awaited])
             now += costs.gap_ns[i]
             launch: int | None = op.launch  # type: ignore[union-attr]
             if launch is not None:
                 if start[launch] == UNKNOWN:
                     yield moments.start_known(launch)
                 now = max(now, start[launch] + costs.lag_ns[i])
-            for awaited in op.after:
-                if end[awaited] == UNKNOWN:
-                    yield moments.end_known(awaited)
-                now = max(now, end[awaited])
             if isinstance(op, Collective):
                 yield from self._communicate(i, op, now)
                 now = end[i]
@@ -253,7 +262,7 @@ class RankReplay:
             yield self._env.timeout(meeting.end - self._env.now)
 
 
-def run(placement: Placement, *, contention: bool = True) -> list[RankReplay]:
+def run(placement: Placement, *, contention: bool = True, allocator: AllocatorConfig | None = None) -> list[RankReplay]:
     """Let time pass until every operation has ended; without ``contention`` transfers do not share links.
 
     Raises DeadlockError where ranks wait for each other, naming ranks, collectives and operations, and UserError
@@ -265,7 +274,7 @@ def run(placement: Placement, *, contention: bool = True) -> list[RankReplay]:
     replays = []
     for placed in placement.ranks:
         program = placement.graph.programs[placed.program]
-        replay = RankReplay(env, placed, program.ops, meetings, links)
+        replay = RankReplay(env, placed, program.ops, meetings, links, RankMemory(placed, allocator))
         replay.run(program.lanes)
         replays.append(replay)
     env.run()

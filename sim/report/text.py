@@ -14,20 +14,18 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from sim.report.cells import (
-    ms_text,
-    number_column,
-    percent,
-    plain_table,
-    render_more,
-    render_warnings,
-    shorten,
-)
+from sim.report.cells import ms_text as _ms
+from sim.report.cells import number_column, plain_table
+from sim.report.cells import percent as _percent
+from sim.report.cells import render_more as _more
+from sim.report.cells import render_warnings as _warnings
+from sim.report.cells import shorten as _short
 from sim.report.steps import UNMARKED
 from sim.report.summary import OutOfMemoryRow, RankSummary, Summary
 from sim.units import GIB, format_bytes
 
 MOST_RANKS = 8
+MOST_MODULES = 3
 MOST_STEPS = 10
 MOST_COLLECTIVES = 8
 _BAR = 24
@@ -52,7 +50,7 @@ def render_summary(summary: Summary, console: Console) -> None:
     _collectives(summary, console)
     _top_ops(summary, console)
     _durations(summary, console)
-    render_warnings(summary.warnings, console)
+    _warnings(summary.warnings, console)
     if summary.replay_seconds is not None:
         console.print(Text(f"{summary.ops} operations replayed in {summary.replay_seconds:.2f} s", style="dim"))
 
@@ -78,13 +76,13 @@ def render_comparison(rows: Sequence[ComparisonRow], console: Console) -> None:
 
 def _comparison(rows: Sequence[ComparisonRow], *, files: bool) -> Table:
     columns = [
-        Column("run", overflow="fold"), number_column("step"), number_column("compute"),
-        number_column("exposed\ncommun."), number_column("idle"), number_column("peak / card\nGiB"),
-    ]  # fmt: skip
+        Column("run", overflow="fold"),
+        *map(number_column, ("step", "compute", "exposed\ncommun.", "idle", "peak / card\nGiB")),
+    ]
     table = plain_table(*columns, *([Column("open in ui.perfetto.dev", no_wrap=True)] if files else []))
     for row in rows:
         s, parts = row.summary, row.summary.breakdown_ms
-        times = [ms_text(ms) for ms in (s.step_ms, parts.compute, parts.exposed_communication, parts.idle)]
+        times = [_ms(ms) for ms in (s.step_ms, parts.compute, parts.exposed_communication, parts.idle)]
         table.add_row(_plain(row.name), *times, _peak_of_card(s), *([_plain(row.file or "-")] if files else []))
     return table
 
@@ -95,7 +93,7 @@ def _verdict(summary: Summary, console: Console) -> None:
     if len(summary.out_of_memory_at) > 1:
         console.print(Text(f"  and {len(summary.out_of_memory_at) - 1} more ranks", style="red"))
     what = "the run" if _is_unmarked(summary) else "a step"
-    time = f"{what} takes {ms_text(summary.step_ms)} ms on {_machine(summary.ranks)}"
+    time = f"{what} takes {_ms(summary.step_ms)} ms on {_machine(summary.ranks)}"
     tightest = _tightest(summary.ranks)
     if summary.out_of_memory:
         # A replay goes on as if the memory were there; one that did not has no peak beyond what there is.
@@ -146,7 +144,7 @@ def _tightest(ranks: Iterable[RankSummary]) -> tuple[int, int] | None:
 def _times(summary: Summary, console: Console) -> None:
     table = plain_table(Column("one step"), number_column("ms"), number_column("share"), Column(""), header=False)
     table.add_row(
-        "run" if _is_unmarked(summary) else "step", ms_text(summary.step_ms), "", _measured(summary), style="bold"
+        "run" if _is_unmarked(summary) else "step", _ms(summary.step_ms), "", _measured(summary), style="bold"
     )
     parts = summary.breakdown_ms
     for name, part in (
@@ -154,18 +152,18 @@ def _times(summary: Summary, console: Console) -> None:
         ("exposed memcpy", parts.exposed_memcpy), ("idle", parts.idle),
     ):  # fmt: skip
         share = part / summary.step_ms if summary.step_ms else 0.0
-        table.add_row(f"  {name}", ms_text(part), percent(share), _bar(share, console))
+        table.add_row(f"  {name}", _ms(part), _percent(share), _bar(share, console))
     console.print()
     console.print(table)
 
 
 def _measured(summary: Summary) -> Text:
     if summary.measured_step_ms is not None and summary.step_error is not None:
-        return Text(f"measured {ms_text(summary.measured_step_ms)} ms, error {_signed(summary.step_error)}")
+        return Text(f"measured {_ms(summary.measured_step_ms)} ms, error {_signed(summary.step_error)}")
     if summary.measured_step_ms is not None:
-        return Text(f"{ms_text(summary.measured_step_ms)} ms on {summary.measured_on}")
+        return Text(f"{_ms(summary.measured_step_ms)} ms on {summary.measured_on}")
     if summary.measured_trace_ms is not None:
-        return Text(f"measured trace {ms_text(summary.measured_trace_ms)} ms")
+        return Text(f"measured trace {_ms(summary.measured_trace_ms)} ms")
     return Text("")
 
 
@@ -179,7 +177,9 @@ def _memory(summary: Summary, console: Console) -> None:
     ):  # fmt: skip
         share = size / fullest.memory_bytes if fullest.memory_bytes else None
         bar = _bar(share, console) if share is not None else Text("")
-        table.add_row(name, f"{_gib(size)} GiB", "" if share is None else percent(share), bar)
+        table.add_row(name, f"{_gib(size)} GiB", "" if share is None else _percent(share), bar)
+    for name, size in fullest.outside_bytes.items():
+        table.add_row(f"{name}, about", f"{_gib(size)} GiB", "", "", style="dim")
     if fullest.memory_bytes:
         table.add_row("of device memory", f"{_gib(fullest.memory_bytes)} GiB", "", "", style="dim")
     console.print()
@@ -187,6 +187,10 @@ def _memory(summary: Summary, console: Console) -> None:
     for peak in [peak for peak in summary.memory_peaks if peak.rank == fullest.rank and peak.by_category][:1]:
         parts = ", ".join(f"{category} {format_bytes(held)}" for category, held in peak.by_category.items())
         console.print(Text(f"at the peak of rank {peak.rank} ({peak.op or 'no op'}): {parts}"))
+        modules = [f"{name} {format_bytes(held)}" for name, held in peak.by_module.items()]
+        if modules:
+            more = f" and {len(modules) - MOST_MODULES} modules more" if len(modules) > MOST_MODULES else ""
+            console.print(Text(f"most of it for {', '.join(modules[:MOST_MODULES])}{more}"))
 
 
 def _steps(summary: Summary, console: Console) -> None:
@@ -197,14 +201,14 @@ def _steps(summary: Summary, console: Console) -> None:
     columns = [Column("steps", overflow="fold"), number_column("slowest rank"), number_column("ms")]
     table = plain_table(*columns, *([number_column("measured"), number_column("error")] if measured else []))
     for row in summary.per_step[:MOST_STEPS]:
-        cells: list[str | Text] = [_plain(row.name), str(row.rank), ms_text(row.step_ms)]
+        cells: list[str | Text] = [_plain(row.name), str(row.rank), _ms(row.step_ms)]
         if measured:
-            cells += ["-" if row.measured_ms is None else ms_text(row.measured_ms)]
+            cells += ["-" if row.measured_ms is None else _ms(row.measured_ms)]
             cells += ["-" if row.error is None else _signed(row.error)]
         table.add_row(*cells)
     console.print()
     console.print(table)
-    render_more(len(summary.per_step) - MOST_STEPS, "steps", console)
+    _more(len(summary.per_step) - MOST_STEPS, "steps", console)
 
 
 def _ranks(summary: Summary, console: Console) -> None:
@@ -224,20 +228,16 @@ def _ranks(summary: Summary, console: Console) -> None:
     ]
     table = plain_table(*columns)
     for rank in ranks[:MOST_RANKS]:
-        cells: list[str | Text] = [str(rank.rank), _plain(rank.device), ms_text(rank.step_ms)]
+        cells: list[str | Text] = [str(rank.rank), _plain(rank.device), _ms(rank.step_ms)]
         if measured:
-            cells += ["-" if rank.measured_step_ms is None else ms_text(rank.measured_step_ms)]
-        cells += [
-            ms_text(rank.busy_ms),
-            ms_text(rank.breakdown_ms.exposed_communication),
-            ms_text(rank.breakdown_ms.idle),
-        ]
+            cells += ["-" if rank.measured_step_ms is None else _ms(rank.measured_step_ms)]
+        cells += [_ms(rank.busy_ms), _ms(rank.breakdown_ms.exposed_communication), _ms(rank.breakdown_ms.idle)]
         table.add_row(*cells, _of_card(rank.peak_reserved_bytes, rank.memory_bytes))
     console.print()
     console.print(table)
     if folded:
         rest = ranks[MOST_RANKS:]
-        render_more(len(rest), f"ranks, {ms_text(rest[-1].step_ms)} to {ms_text(rest[0].step_ms)} ms a step", console)
+        _more(len(rest), f"ranks, {_ms(rest[-1].step_ms)} to {_ms(rest[0].step_ms)} ms a step", console)
 
 
 def _collectives(summary: Summary, console: Console) -> None:
@@ -250,12 +250,12 @@ def _collectives(summary: Summary, console: Console) -> None:
     for row in summary.collectives[:MOST_COLLECTIVES]:
         how = ", ".join(dict.fromkeys(name for name in (row.algorithm, row.protocol) if name))
         table.add_row(
-            row.kind, format_bytes(row.bytes), str(row.ranks), _plain(how), str(row.count), ms_text(row.total_ms),
-            ms_text(row.transfer_ms),
+            row.kind, format_bytes(row.bytes), str(row.ranks), _plain(how), str(row.count), _ms(row.total_ms),
+            _ms(row.transfer_ms),
         )  # fmt: skip
     console.print()
     console.print(table)
-    render_more(len(summary.collectives) - MOST_COLLECTIVES, "kinds and sizes", console)
+    _more(len(summary.collectives) - MOST_COLLECTIVES, "kinds and sizes", console)
 
 
 def _top_ops(summary: Summary, console: Console) -> None:
@@ -266,7 +266,7 @@ def _top_ops(summary: Summary, console: Console) -> None:
         number_column("count"), number_column("total ms"), number_column("share"), expand=True,
     )  # fmt: skip
     for row in summary.top_ops:
-        table.add_row(_plain(shorten(row.name)), str(row.count), ms_text(row.total_ms), percent(row.share))
+        table.add_row(_plain(_short(row.name)), str(row.count), _ms(row.total_ms), _percent(row.share))
     console.print()
     console.print(table)
 
@@ -278,7 +278,7 @@ def _durations(summary: Summary, console: Console) -> None:
     whole = sum(counts.values()) + sources.estimate
     line = Text("kernel durations: " + (", ".join(parts) or "none known"))
     if sources.estimate:
-        share = percent(sources.estimate / whole)
+        share = _percent(sources.estimate / whole)
         line.append(f"; {sources.estimate} ({share}) estimated for want of a formula or measurement", style="yellow")
     console.print()
     console.print(line)

@@ -1,32 +1,20 @@
 """The attention kernel a CUDA device would run, chosen while the tensors are fake CPU tensors.
 
-``scaled_dot_product_attention`` picks its backend by device; under fake CPU tensors it would take the CPU's.  This
-mode takes the GPU's, by the rules of aten/src/ATen/native/transformers/cuda/sdp_utils.cpp (PyTorch 2.13): flash
-attention for half precision without a mask and a head size of at most 256, otherwise the memory-efficient kernel.
-Autograd and the meta kernels of these ops are PyTorch's own.
+``scaled_dot_product_attention`` picks its backend by device; under fake CPU tensors it would take the CPU's.  Here it
+takes the GPU's, by the rules of aten/src/ATen/native/transformers/cuda/sdp_utils.cpp (PyTorch 2.13): flash attention
+for half precision without a mask and a head size of at most 256, otherwise the memory-efficient kernel.  Autograd and
+the meta kernels of these ops are PyTorch's own.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
+from torch.nn.functional import pad
 
 FLASH_MAX_HEAD_DIM = 256
 
 
-class GpuAttention(TorchFunctionMode):
-    """Sends every scaled_dot_product_attention to the op that PyTorch launches on a CUDA device."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is scaled_dot_product_attention:
-            return _attend(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _attend(
+def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -36,6 +24,7 @@ def _attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
+    """scaled_dot_product_attention by the op that PyTorch launches on a CUDA device."""
     half = query.dtype in (torch.float16, torch.bfloat16)
     head_dim = query.shape[-1]
     if half and attn_mask is None and head_dim <= FLASH_MAX_HEAD_DIM:

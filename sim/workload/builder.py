@@ -1,13 +1,18 @@
 """ProgramBuilder: the operations of one synthesized rank, written down in the order the host issues them.
 
-Eager PyTorch has one host thread; it allocates an op's outputs, then launches the kernel.  Compute goes onto the
-default stream (Kineto calls it stream 7); collectives go onto a stream of their own for each process group, which
-waits for the compute stream's last kernel, as ProcessGroupNCCL does with an event before each collective.
+Eager PyTorch has one host thread for forward and optimizer and, on a CUDA device, a second one for backward: the
+autograd engine's, for which the first waits.  A thread allocates an op's outputs, then launches the kernel.  Compute
+goes onto the default stream (Kineto calls it stream 7) unless a stream context says otherwise; collectives go onto a
+stream of their own for each process group, which waits for the current stream's last kernel, as ProcessGroupNCCL
+does with an event before each collective.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import msgspec
 
 from sim.graph import Program
 from sim.ops import (
@@ -41,13 +46,18 @@ class ProgramBuilder:
         self.works: list[Work] = []
         self.uses: dict[int, tuple[int, ...]] = {}
         self.module = ""
+        self.stream = COMPUTE
+        self._thread = THREAD
         self._lanes = [Lane("thread", 1, "main"), Lane("stream", 7, "compute")]
         self._work_index: dict[Work, int] = {}
-        self._group_lane: dict[str, int] = {}
+        self._autograd_lane: int | None = None
+        self._stream_lane: dict[str, int] = {}
         self._group_seq: dict[str, int] = {}
         self._launched: dict[int, list[int]] = {}
         self._last_on: dict[int, int] = {}
-        self._pending: list[int] = []
+        self._pending: dict[int, list[int]] = {}
+        self._handoff: tuple[int, ...] = ()
+        self._allocated_at: dict[int, int] = {}
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
@@ -56,70 +66,110 @@ class ProgramBuilder:
     def program(self) -> Program:
         return Program(self.lanes, tuple(self.ops))
 
+    # Host threads ----------------------------------------
+
+    @contextlib.contextmanager
+    def autograd_thread(self) -> Iterator[None]:
+        """The engine's thread issues what comes; the main thread hands over to it and waits for it."""
+        if self._autograd_lane is None:
+            self._autograd_lane = self._new_lane(Lane("thread", 2, "autograd"))
+        self._handoff = (self.host("autograd::Engine::execute"),)
+        self._thread = self._autograd_lane
+        yield
+        self._thread = THREAD
+        self._handoff = (len(self.ops) - 1,)
+
     def mark(self, name: str, step: int, edge: str) -> None:
-        self._add(Mark(lane=THREAD, name=name, step=step, edge="begin" if edge == "begin" else "end"))
+        self._add(Mark(lane=self._thread, name=name, step=step, edge="begin" if edge == "begin" else "end"))
 
     def host(self, name: str, touches: Iterable[int] = ()) -> int:
         """A call that costs the host time and the device none: a view, a factory, metadata."""
-        return self._add(HostCall(lane=THREAD, name=name, module=self.module), touches)
+        return self._add(HostCall(lane=self._thread, name=name, module=self.module), touches)
 
     def synchronize(self, name: str = "cudaDeviceSynchronize") -> None:
-        """The host waits for the last operation of every stream, or of the compute stream alone."""
+        """The host waits for the last operation of every stream, or of the current stream alone."""
         last = tuple(sorted(self._last_on.values()))
         if name == "cudaStreamSynchronize":
-            last = (self._last_on[COMPUTE],)
-        self._add(HostCall(lane=THREAD, name=name, waits=last))
+            last = (self._last_on[self.stream],) if self.stream in self._last_on else ()
+        self._add(HostCall(lane=self._thread, name=name, waits=last))
+
+    # Memory ----------------------------------------
 
     def alloc(self, block: int, nbytes: int, category: Category, name: str) -> None:
         op = Alloc(
-            lane=THREAD, block=block, bytes=nbytes, stream=COMPUTE, category=category, name=name, module=self.module
-        )
-        self._add(op)
+            lane=self._thread, block=block, bytes=nbytes, stream=self.stream,
+            category=category, name=name, module=self.module,
+        )  # fmt: skip
+        self._allocated_at[block] = self._add(op)
 
     def free(self, block: int) -> None:
-        self._add(Free(lane=THREAD, block=block))
+        self._add(Free(lane=self._thread, block=block))
+
+    def categorize(self, block: int, category: Category) -> None:
+        """Say what a block turned out to be: a gradient, or an activation that backward needs."""
+        index = self._allocated_at[block]
+        self.ops[index] = msgspec.structs.replace(self.ops[index], category=category)
+
+    # Device streams ----------------------------------------
+
+    def stream_named(self, name: str) -> int:
+        """The lane of the stream of that name, which begins with its first mention."""
+        if name not in self._stream_lane:
+            number = 16 + 4 * (len(self._stream_lane) + 1)
+            self._stream_lane[name] = self._new_lane(Lane("stream", number, name))
+        return self._stream_lane[name]
+
+    def event(self, lane: int) -> tuple[int, ...]:
+        """What an event recorded on that stream now stands for: its last operation, and what its next one awaits."""
+        last = (self._last_on[lane],) if lane in self._last_on else ()
+        return (*self._pending.get(lane, ()), *last)
+
+    def stream_waits(self, lane: int, event: Iterable[int]) -> None:
+        """The stream waits for an event before its next operation."""
+        self.host("cudaStreamWaitEvent")
+        self._pending.setdefault(lane, []).extend(event)
 
     def kernel(self, work: Work, touches: Iterable[int]) -> None:
-        """One aten op that runs one kernel on the compute stream."""
-        launch = self._launch(work.op, COMPUTE)
+        """One aten op that runs one kernel on the current stream."""
+        launch = self._launch(work.op, self.stream)
         index = self._work_index.setdefault(work, len(self.works))
         if index == len(self.works):
             self.works.append(work)
-        op = Kernel(lane=COMPUTE, name=work.op, launch=launch, after=self._waits(), work=index, module=self.module)
+        op = Kernel(
+            lane=self.stream, name=work.op, launch=launch, after=self._waits(self.stream),
+            work=index, module=self.module,
+        )  # fmt: skip
         self._on_stream(op, touches)
 
     def copy(self, name: str, kind: CopyKind, nbytes: int, touches: Iterable[int]) -> None:
-        launch = self._launch(name, COMPUTE)
-        op = Copy(lane=COMPUTE, name=name, launch=launch, after=self._waits(), kind=kind, bytes=nbytes)
+        launch = self._launch(name, self.stream)
+        op = Copy(lane=self.stream, name=name, launch=launch, after=self._waits(self.stream), kind=kind, bytes=nbytes)
         self._on_stream(op, touches)
 
     def collective(self, kind: CollectiveKind, nbytes: int, group: str, dtype: str, touches: Iterable[int]) -> int:
-        """A collective on the group's own stream, after all that compute has issued so far."""
-        lane = self._lane_of(group)
+        """A collective on the group's own stream, after all that the current stream has been given so far."""
+        lane = self.stream_named(f"nccl:{group}")
         launch = self._launch(f"c10d::{kind}", lane)
         seq = self._group_seq.get(group, 0)
         self._group_seq[group] = seq + 1
-        after = (self._last_on[COMPUTE],) if COMPUTE in self._last_on else ()
+        after = {*self.event(self.stream), *self._waits(lane)}
         op = Collective(
-            lane=lane, name=f"ncclDevKernel_{kind}", launch=launch, after=after,
+            lane=lane, name=f"ncclDevKernel_{kind}", launch=launch, after=tuple(sorted(after)),
             kind=kind, bytes=nbytes, group=group, seq=seq, dtype=dtype,
         )  # fmt: skip
         return self._on_stream(op, touches)
 
     def wait(self, collective: int) -> None:
-        """The compute stream waits for a collective before its next kernel."""
-        self.host("cudaStreamWaitEvent")
-        self._pending.append(collective)
+        """The current stream waits for a collective before its next kernel."""
+        self.stream_waits(self.stream, (collective,))
 
-    def _waits(self) -> tuple[int, ...]:
-        waits = tuple(sorted(set(self._pending)))
-        self._pending.clear()
-        return waits
+    def _waits(self, lane: int) -> tuple[int, ...]:
+        return tuple(sorted(set(self._pending.pop(lane, ()))))
 
     def _launch(self, name: str, lane: int) -> int:
         launched = self._launched.setdefault(lane, [])
         waits = (launched[-LAUNCH_QUEUE],) if len(launched) >= LAUNCH_QUEUE else ()
-        return self._add(HostCall(lane=THREAD, name=name, waits=waits, module=self.module))
+        return self._add(HostCall(lane=self._thread, name=name, waits=waits, module=self.module))
 
     def _on_stream(self, op: Kernel | Copy | Collective, touches: Iterable[int]) -> int:
         index = self._add(op, touches)
@@ -127,14 +177,15 @@ class ProgramBuilder:
         self._last_on[op.lane] = index
         return index
 
-    def _lane_of(self, group: str) -> int:
-        if group not in self._group_lane:
-            self._group_lane[group] = len(self._lanes)
-            self._lanes.append(Lane("stream", 16 + 4 * len(self._group_lane), f"nccl:{group}"))
-        return self._group_lane[group]
+    def _new_lane(self, lane: Lane) -> int:
+        self._lanes.append(lane)
+        return len(self._lanes) - 1
 
     def _add(self, op: Op, touches: Iterable[int] = ()) -> int:
         index = len(self.ops)
+        if self._handoff and op.lane == self._thread:
+            op = msgspec.structs.replace(op, after=self._handoff)
+            self._handoff = ()
         self.ops.append(op)
         blocks = tuple(dict.fromkeys(touches))
         if blocks:

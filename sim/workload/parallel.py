@@ -121,3 +121,8 @@ def _check_divides(config: Any, tp: int, name: str) -> None:
     for what, count in heads.items():
         if count % tp:
             raise UserError(f"--parallel tp={tp} does not divide the {count} {what} of {name}")
+
+
+def to_local(tensor: Any) -> Any:
+    """The part of a DTensor that this rank holds; a plain tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

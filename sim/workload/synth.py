@@ -1,55 +1,48 @@
 """synth: a model's name becomes the operation graph of one step, without weights and without a GPU.
 
-transformers builds the model under FakeTensorMode; the real forward code runs under a Recorder.  One rank's
-program is recorded and shared by all ranks that run the same one.
+transformers builds the model under FakeTensorMode; the real code of forward, backward and optimizer runs under a
+Recorder.  One rank's program is recorded and shared by all ranks that run the same one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import unittest.mock
+import traceback
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.module_tracker import ModuleTracker
 
 from sim.errors import UserError
 from sim.graph import OpGraph, Program, RankProgram
-from sim.workload.attention import GpuAttention
 from sim.workload.builder import ProgramBuilder
 from sim.workload.cards import find_config
+from sim.workload.cuda_choices import CudaChoices
+from sim.workload.ddp import DataParallel
 from sim.workload.liveness import free_at_last_use
-from sim.workload.parallel import axis_of_group, parse_plan, tensor_parallel
+from sim.workload.modules import ModuleTracker
+from sim.workload.parallel import ParallelPlan, axis_of_group, parse_plan, tensor_parallel, to_local
 from sim.workload.record import Recorder
+from sim.workload.spec import SynthSpec
+from sim.workload.tasks import build_model, check_sequence, eager_masks, task_of
+from sim.workload.train import TrainingStep, checkpoint_activations
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-class SynthSpec(msgspec.Struct, frozen=True):
-    """What to synthesize.  ``batch`` is per rank of a data-parallel axis, ``seq`` in tokens; ``parallel`` is a
-    plan such as ``tp=8``; ``liveness`` says when intermediates are freed."""
-
-    model: str
-    batch: int
-    seq: int
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    mode: Literal["forward"] = "forward"
-    parallel: str = ""
-    liveness: Literal["eager", "export"] = "eager"
+__all__ = ["SynthSpec", "synthesize"]
+STEP = "ProfilerStep#0"
 
 
 def synthesize(spec: SynthSpec) -> OpGraph:
     """The graph of one step.  Raises UserError where the model, the sizes or the plan cannot be."""
+    spec.check()
     config = find_config(spec.model)
     plan = parse_plan(spec.parallel)
-    _check(spec, config)
+    check_sequence(spec, config, task_of(spec, config))
     builder = ProgramBuilder()
     with plan.device_mesh() as mesh:
-        outputs = _record_forward(spec, config, mesh, builder)
+        outputs = _Synthesis(spec, config, plan, mesh).record(builder)
     ops = builder.ops
     if spec.liveness == "export":
         ops = free_at_last_use(ops, builder.uses, outputs)
@@ -65,79 +58,108 @@ def synthesize(spec: SynthSpec) -> OpGraph:
     return graph
 
 
-def _check(spec: SynthSpec, config: Any) -> None:
-    for name, value in (("batch", spec.batch), ("seq", spec.seq)):
-        if value < 1:
-            raise UserError(f"--{name} {value}: must be at least 1")
-    longest = getattr(config, "max_position_embeddings", None)
-    if isinstance(longest, int) and spec.seq > longest:
-        raise UserError(f"--seq {spec.seq}: {spec.model} has positions for {longest} tokens; choose at most {longest}")
-
-
 def _name(spec: SynthSpec) -> str:
     plan = f" {spec.parallel}" if spec.parallel else ""
-    return f"{spec.model} {spec.mode} {spec.batch}x{spec.seq} {spec.dtype}{plan}"
+    size = f"{spec.batch}" if spec.seq is None else f"{spec.batch}x{spec.seq}"
+    precision = f"{spec.parameter_dtype}" + (f" autocast {spec.autocast}" if spec.autocast else "")
+    return f"{spec.model} {spec.mode} {size} {precision}{plan}"
 
 
 def _provenance(spec: SynthSpec) -> dict[str, str]:
     import transformers
 
-    made_from = {key: str(value) for key, value in msgspec.to_builtins(spec).items()}
+    given = msgspec.to_builtins(msgspec.structs.replace(spec, dtype=spec.parameter_dtype))
+    made_from = {key: str(value) for key, value in given.items() if value is not None}
     return {**made_from, "torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
 
 
-def _record_forward(spec: SynthSpec, config: Any, mesh: Any, builder: ProgramBuilder) -> frozenset[int]:
-    """Record one forward step with loss; the blocks that the step returns."""
-    with FakeTensorMode(allow_non_fake_inputs=True), _eager_masks():
-        model = _build(spec, config)
-        ids = torch.zeros(spec.batch, spec.seq, dtype=torch.long)
-        if mesh is not None and "tp" in mesh.mesh_dim_names:
-            tensor_parallel(model, config, mesh["tp"], spec.model)
-            # DTensor works out each op's sharding by running it on whole fake tensors, once: not part of a step.
-            _forward(model, ids, Recorder(ProgramBuilder(), axis_of_group(mesh)))
-        recorder = Recorder(builder, axis_of_group(mesh))
+class _Synthesis:
+    """One rank's model on its mesh, recorded."""
+
+    def __init__(self, spec: SynthSpec, config: Any, plan: ParallelPlan, mesh: Any) -> None:
+        self.spec = spec
+        self.config = config
+        self.plan = plan
+        self.mesh = mesh
+        self.task = task_of(spec, config)
+
+    def record(self, builder: ProgramBuilder) -> frozenset[int]:
+        """Record the step; the blocks that a forward step returns."""
+        with FakeTensorMode(allow_non_fake_inputs=True), eager_masks(), _models_own_errors(self.spec.model):
+            model = build_model(self.spec, self.config, self.task)
+            checkpoint_activations(self.spec, model)
+            if self.plan.size("tp") > 1:
+                tensor_parallel(model, self.config, self.mesh["tp"], self.spec.model)
+            if self.spec.training:
+                self._train(model, builder)
+                return frozenset()
+            if self.plan.size("tp") > 1:
+                # DTensor works out each op's sharding by running it on whole fake tensors, once: not part of a step.
+                self._forward(model, self._recorder(ProgramBuilder(), model))
+            return self._forward(model, self._recorder(builder, model))
+
+    def _recorder(self, builder: ProgramBuilder, model: Any) -> Recorder:
+        recorder = Recorder(builder, axis_of_group(self.mesh), training=self.spec.training)
         recorder.adopt(_local(model.named_parameters()), "parameter")
         recorder.adopt(_local(model.named_buffers()), "parameter")
-        recorder.adopt([("input_ids", ids)], "input")
+        return recorder
+
+    def _data_parallel(self, model: Any) -> DataParallel | None:
+        ranks = self.plan.size("dp")
+        if ranks == 1:
+            return None
+        spec = self.spec
+        return DataParallel(model, "dp", ranks, bucket_mib=spec.bucket_mib, as_view=spec.gradient_as_bucket_view)
+
+    def _forward(self, model: Any, recorder: Recorder) -> frozenset[int]:
+        builder = recorder.builder
+        batch = self.task.batch(self.spec, self.config)
+        recorder.adopt(batch.items(), "input")
+        recorder.modules = ModuleTracker(model)
         gc.collect()
-        return _forward(model, ids, recorder)
+        builder.mark(STEP, 0, "begin")
+        with torch.no_grad(), recorder.modules.tracking(), CudaChoices(), recorder:
+            outputs = model(**batch, use_cache=False)
+            loss = recorder.block_of(to_local(outputs.loss))
+            builder.synchronize()
+            builder.mark(STEP, 0, "end")
+            del outputs
+        recorder.stopped = True
+        return frozenset() if loss is None else frozenset({loss})
 
-
-def _forward(model: Any, ids: torch.Tensor, recorder: Recorder) -> frozenset[int]:
-    builder = recorder.builder
-    builder.mark("ProfilerStep#0", 0, "begin")
-    with torch.no_grad(), ModuleTracker() as modules, GpuAttention(), recorder:
-        recorder.modules = modules
-        outputs = model(input_ids=ids, labels=ids, use_cache=False)
-        loss = recorder.block_of(_to_local(outputs.loss))
-        builder.synchronize()
-        builder.mark("ProfilerStep#0", 0, "end")
-        del outputs
-    recorder.stopped = True
-    return frozenset() if loss is None else frozenset({loss})
+    def _train(self, model: Any, builder: ProgramBuilder) -> None:
+        step = TrainingStep(self.spec, model, self._data_parallel(model))
+        batches = [self.task.batch(self.spec, self.config) for _ in range(self.spec.micro_batches)]
+        step.prepare(batches, self._recorder(ProgramBuilder(), model))
+        recorder = self._recorder(builder, model)
+        step.adopt_state(recorder)
+        for batch in batches:
+            recorder.adopt(batch.items(), "input")
+        recorder.modules = ModuleTracker(model)
+        gc.collect()
+        builder.mark(STEP, 0, "begin")
+        with recorder.modules.tracking(), recorder:
+            step.run(batches, recorder)
+            builder.synchronize()
+            builder.mark(STEP, 0, "end")
+        recorder.stopped = True
 
 
 @contextlib.contextmanager
-def _eager_masks() -> Iterator[None]:
-    """transformers takes fake tensors for tracing and then keeps every mask; a real eager run asks whether the mask
-    is needed.  Let it ask: the Recorder answers."""
-    with unittest.mock.patch("transformers.masking_utils.is_tracing", lambda tensor=None: False):
-        yield
-
-
-def _build(spec: SynthSpec, config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
+def _models_own_errors(name: str) -> Iterator[None]:
+    """A model's code that fails, or that asks what fake tensors cannot answer, is told with its place."""
     try:
-        return AutoModelForCausalLM.from_config(config, dtype=DTYPES[spec.dtype], attn_implementation="sdpa").eval()
-    except ValueError as error:
-        raise UserError(f"{spec.model}: transformers cannot build it as a causal language model: {error}") from None
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        theirs = [f for f in frames if "/torch/" not in f.filename and f.filename != __file__]
+        if not theirs or "/sim/workload/" in theirs[-1].filename:
+            raise  # an error of this package, not of the model
+        where = f"{theirs[-1].filename}:{theirs[-1].lineno}"
+        raise UserError(f"{name}: fails under fake tensors at {where}: {type(error).__name__}: {error}") from error
 
 
 def _local(named: Any) -> list[tuple[str, torch.Tensor]]:
-    return [(name, _to_local(tensor)) for name, tensor in named]
-
-
-def _to_local(tensor: Any) -> torch.Tensor:
-    local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local
+    return [(name, to_local(tensor)) for name, tensor in named]

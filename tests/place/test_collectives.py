@@ -362,3 +362,19 @@ def test_a_plan_is_the_same_each_time() -> None:
         return plan(load_topology("a100-pcie-pairs"), "all_reduce", 12345678, (0, 1, 2, 3))
 
     assert fresh() == fresh()
+
+
+def test_a_tree_carries_the_tensor_up_and_down_each_edge() -> None:
+    # a5000x4, one chain 0-1-2-3 a channel: all bytes once over each of 3 edges in each direction; two lanes an edge.
+    made = plan(load_topology("a5000x4", {"nccl.NCCL_ALGO": "Tree"}), "all_reduce", MIB, (0, 1, 2, 3))
+    loads = dict(made.loads)
+    assert loads["pcie:gpu0>cpu0"] == loads["pcie:cpu0>gpu0"] == MIB  # an end of the chain
+    assert loads["pcie:gpu1>cpu0"] == loads["pcie:cpu0>gpu1"] == 2 * MIB  # an inner one
+
+
+def test_a_broadcast_does_not_close_the_ring() -> None:
+    loads = dict(plan(load_topology("a5000x4"), "broadcast", MIB, (0, 1, 2, 3)).loads)
+    assert "pcie:gpu3>cpu0" not in loads
+    assert "pcie:cpu0>gpu0" not in loads
+    assert set(loads.values()) == {MIB}
+    assert len(loads) == 6

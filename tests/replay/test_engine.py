@@ -45,10 +45,10 @@ def test_a_synchronizing_call_ends_after_the_device() -> None:
 
 
 def test_a_stream_waits_for_an_event_of_another() -> None:
-    # The copy runs [0, 50) on the other stream; the kernel could start at 10 and waits for it: [50, 60).
+    # The copy runs [0, 50) on the other stream; the kernel could start at 10 and waits for it, then turns around.
     copy = Copy(lane=COMM, name="copy", kind="h2d", bytes=1, measured_ns=50, launch=0)
-    timeline = replayed([call("l0", 10), copy, call("l1", 10), kernel("k", 10, 2, after=(1,))])
-    assert span(timeline, "k").start_ns == 50
+    timeline = replayed([call("l0", 10), copy, call("l1", 10), kernel("k", 10, 2, gap=4, after=(1,))])
+    assert span(timeline, "k").start_ns == 54
 
 
 def test_a_thread_waits_for_another_operation_then_works_on() -> None:
@@ -186,7 +186,7 @@ def test_the_event_loop_does_what_the_rules_say(ops: list[Op]) -> None:
             finish = max([begin, *(end[i] for i in op.waits)]) + (op.measured_ns or 0)
         else:
             assert isinstance(op, Kernel) and op.launch is not None
-            begin = max([free[op.lane] + (op.gap_ns or 0), start[op.launch] + (op.lag_ns or 0), *after])
+            begin = max(max([free[op.lane], *after]) + (op.gap_ns or 0), start[op.launch] + (op.lag_ns or 0))
             finish = begin + (op.measured_ns or 0)
         start.append(begin)
         end.append(finish)

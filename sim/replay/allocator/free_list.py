@@ -1,124 +1,123 @@
 """Blocks in the order of an integer key, in logarithmic time for all practical numbers of blocks.
 
-PyTorch keeps free blocks in a ``std::set`` ordered by (stream, size, address) (``BlockComparatorSize`` in
-c10/cuda/CUDACachingAllocator.cpp, v2.13.0).  Here each stream has a list of its own, and size and address are
-one integer: Python compares integers several times faster than tuples.  The keys lie in buckets of bounded
+PyTorch keeps free blocks in a ``std::set`` ordered by (stream, size, number, address) (see ordering.py).  Here
+each stream has a list of its own, and the rest is one integer: Python compares integers several times faster
+than tuples.  The keys lie in buckets of bounded
 length, so an insertion moves at most a bucket's worth of pointers.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Iterator
 
-from sim.replay.allocator.blocks import ADDRESS_BITS, Block
+from sim.replay.allocator.blocks import Block, smallest_key
 
-_BUCKET = 512  # keys in a full bucket; measured flat between 256 and 2048
+_BUCKET = 256  # keys in a full bucket; measured flat between 128 and 1024
 
 
 class KeyedBlocks:
-    """A sorted map from integer keys to blocks."""
+    """A sorted map from integer keys to blocks: buckets of keys, and beside each the blocks in the same order."""
 
-    __slots__ = ("_blocks", "_buckets", "_lasts")
+    __slots__ = ("_blocks", "_keys", "_lasts")
 
     def __init__(self) -> None:
-        self._blocks: dict[int, Block] = {}
-        self._buckets: list[list[int]] = []
+        self._keys: list[list[int]] = []
+        self._blocks: list[list[Block]] = []
         self._lasts: list[int] = []  # the last key of each bucket
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return sum(map(len, self._keys))
 
     def __iter__(self) -> Iterator[Block]:
         """All blocks in order, as they are now: the list may be changed while they are gone through."""
-        keys = [key for bucket in self._buckets for key in bucket]
-        return iter([self._blocks[key] for key in keys])
+        return iter([block for bucket in self._blocks for block in bucket])
 
     def insert(self, key: int, block: Block) -> None:
-        self._blocks[key] = block
         lasts = self._lasts
         place = bisect_left(lasts, key)
         if place == len(lasts):
             if place == 0:
-                self._buckets.append([key])
+                self._keys.append([key])
+                self._blocks.append([block])
                 lasts.append(key)
                 return
             place -= 1
-            bucket = self._buckets[place]
-            bucket.append(key)
             lasts[place] = key
-        else:
-            bucket = self._buckets[place]
-            insort(bucket, key)
-        if len(bucket) > _BUCKET:
+        keys = self._keys[place]
+        at = bisect_left(keys, key)
+        keys.insert(at, key)
+        self._blocks[place].insert(at, block)
+        if len(keys) > _BUCKET:
             self._halve(place)
 
     def _halve(self, place: int) -> None:
-        bucket = self._buckets[place]
-        half = len(bucket) // 2
-        self._buckets.insert(place + 1, bucket[half:])
-        del bucket[half:]
-        self._lasts.insert(place, bucket[-1])
+        keys, blocks = self._keys[place], self._blocks[place]
+        half = len(keys) // 2
+        self._keys.insert(place + 1, keys[half:])
+        self._blocks.insert(place + 1, blocks[half:])
+        del keys[half:], blocks[half:]
+        self._lasts.insert(place, keys[-1])
 
     def delete(self, key: int) -> None:
-        del self._blocks[key]
         lasts = self._lasts
         place = bisect_left(lasts, key)
-        bucket = self._buckets[place]
-        if len(bucket) == 1:
-            del self._buckets[place]
-            del lasts[place]
+        keys = self._keys[place]
+        if len(keys) == 1:
+            del self._keys[place], self._blocks[place], lasts[place]
             return
-        del bucket[bisect_left(bucket, key)]
-        lasts[place] = bucket[-1]
+        at = bisect_left(keys, key)
+        del keys[at], self._blocks[place][at]
+        lasts[place] = keys[-1]
 
     def first_from(self, key: int) -> Block | None:
         """The block with the smallest key that is at least ``key``."""
-        lasts = self._lasts
-        place = bisect_left(lasts, key)
-        if place == len(lasts):
+        place = bisect_left(self._lasts, key)
+        if place == len(self._lasts):
             return None
-        bucket = self._buckets[place]
-        return self._blocks[bucket[bisect_left(bucket, key)]]
+        return self._blocks[place][bisect_left(self._keys[place], key)]
 
     def upward_from(self, key: int) -> Iterator[Block]:
         """Blocks with keys of at least ``key``, in order; the list must not change meanwhile."""
         place = bisect_left(self._lasts, key)
         if place == len(self._lasts):
             return
-        bucket = self._buckets[place]
-        for at in range(bisect_left(bucket, key), len(bucket)):
-            yield self._blocks[bucket[at]]
-        for later in range(place + 1, len(self._buckets)):
-            for found in self._buckets[later]:
-                yield self._blocks[found]
+        bucket = self._blocks[place]
+        for at in range(bisect_left(self._keys[place], key), len(bucket)):
+            yield bucket[at]
+        for later in range(place + 1, len(self._blocks)):
+            yield from self._blocks[later]
 
     def downward_from(self, key: int) -> Iterator[Block]:
         """Blocks with keys below ``key``, largest first; the list must not change meanwhile."""
         place = bisect_left(self._lasts, key)
         if place < len(self._lasts):
-            bucket = self._buckets[place]
-            for at in range(bisect_left(bucket, key) - 1, -1, -1):
-                yield self._blocks[bucket[at]]
+            bucket = self._blocks[place]
+            for at in range(bisect_left(self._keys[place], key) - 1, -1, -1):
+                yield bucket[at]
         for earlier in range(place - 1, -1, -1):
-            for found in reversed(self._buckets[earlier]):
-                yield self._blocks[found]
+            yield from reversed(self._blocks[earlier])
 
 
 class FreeList(KeyedBlocks):
-    """The free blocks of one pool on one stream, ordered by (size, address)."""
+    """The free blocks of one pool on one stream, ordered by (size, number, address)."""
 
     __slots__ = ()
 
     def add(self, block: Block) -> None:
-        self.insert(block.size << ADDRESS_BITS | block.address, block)
+        self.insert(block.key, block)
 
     def remove(self, block: Block) -> None:
-        self.delete(block.size << ADDRESS_BITS | block.address)
+        self.delete(block.key)
 
     def find(self, size: int, address: int) -> Block | None:
         """The free block of exactly this size and address."""
-        return self._blocks.get(size << ADDRESS_BITS | address)
+        for block in self.upward_from(smallest_key(size)):
+            if block.size != size:
+                return None
+            if block.address == address:
+                return block
+        return None
 
 
 class AddressList(KeyedBlocks):

@@ -142,11 +142,18 @@ class _Scan:
     def _free_completed(self, event: TraceEvent) -> None:
         if event.address not in self._waiting:
             if event.address in self._live:
+                self._refuse_stray_request()
                 raise self._wrong(event, "this block is allocated: nobody requested the free")
             self._old_block(event)
             self._old_pending.add(event.address)
         self._waiting.pop(event.address, None)
         self._freed.add(event.address)
+
+    def _refuse_stray_request(self) -> None:
+        """A request to free nothing that exists is better named than the free it was meant for."""
+        old = list(self._old_frees.values())
+        if old and not self._old_allocations and not self._old_releases:
+            raise unknown_free(self._path, self._device, old[-1], "nothing was allocated there")
 
     def _old_block(self, event: TraceEvent) -> None:
         """A free of what no event allocated: a block from before the recording, or a mistake."""
@@ -172,19 +179,26 @@ class _Scan:
 
 
 def start_state(
-    recording: DeviceRecording, history: History, config: AllocatorConfig, path: str
+    recording: DeviceRecording, history: History, config: AllocatorConfig, path: str, *, wide: bool = False
 ) -> tuple[SegmentView, ...] | None:
     """The segments and blocks before the first event; ``None`` where the snapshot does not say enough.
 
+    How large a block of the large pool was whose allocation the history never saw can stay open by up to 1 MiB.
+    It is taken to be the rounded request, or with ``wide`` to reach to the next block: nothing is allocated
+    between them while it is there, or its size would not be open.
+
     Raises InputError for a free of an address that neither the events nor the segments know.
     """
-    return _Backwards(recording, history, config, path).state()
+    return _Backwards(recording, history, config, path, wide=wide).state()
 
 
 class _Backwards:
     """Undoes the events from the segments at the end."""
 
-    def __init__(self, recording: DeviceRecording, history: History, config: AllocatorConfig, path: str) -> None:
+    def __init__(
+        self, recording: DeviceRecording, history: History, config: AllocatorConfig, path: str, *, wide: bool
+    ) -> None:
+        self._wide = wide
         self._recording = recording
         self._history = history
         self._config = config
@@ -299,7 +313,10 @@ class _Backwards:
         unsplit = self._config.max_split_size is not None and size >= self._config.max_split_size
         if unsplit or limit - (address + size) <= SMALL_SIZE:
             return max(limit - address, size)
-        return self._first_use_behind(address, size) or size
+        behind = self._first_use_behind(address, size)
+        if behind is not None:
+            return behind
+        return limit - address if self._wide else size
 
     def _first_use_behind(self, address: int, size: int) -> int | None:
         """A larger size that the events give away: an allocation right behind the block while it was there."""

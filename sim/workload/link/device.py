@@ -110,14 +110,12 @@ def settle_starts(lines: RankLines) -> None:
 
 
 def _settle(node: Node, free: int | None, typical_lag: int, typical_gap: int, origin: int) -> None:
-    since_free = max(0, node.start - (origin if free is None else free))
+    held = [n.end for n in node.after] + ([] if free is None else [free])
+    since_ready = max(0, node.start - max(held, default=origin))
     since_launch = max(0, node.start - node.launch.start) if node.launch is not None else None
-    released = max((n.end for n in node.after), default=None)
-    node.gap, node.lag = min(typical_gap, since_free), min(typical_lag, since_launch or 0)
-    if released is not None and node.start - released <= min(since_free, (since_launch or since_free) - node.lag):
-        return
-    if since_launch is None or (free is not None and since_free + typical_lag <= since_launch):
-        node.gap = since_free
+    node.gap, node.lag = min(typical_gap, since_ready), min(typical_lag, since_launch or 0)
+    if since_launch is None or (held and since_ready + typical_lag <= since_launch):
+        node.gap = since_ready
     else:
         node.lag = since_launch
 

@@ -1,0 +1,160 @@
+"""SynthSpec: everything that can be asked of a synthesized step, and what cannot be asked together.
+
+The fields are the options of ``tracesim synth``; a YAML file with the same names (``--config``) and the Python call
+``sim.synthesize`` fill the same struct.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from sim.errors import InputError, UserError
+
+Dtype = Literal["float16", "bfloat16", "float32"]
+
+
+class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to synthesize.
+
+    ``batch`` is the sequences (or images) of one micro-batch on each data-parallel rank, ``seq`` the tokens of each;
+    ``parallel`` is a plan such as ``fsdp=4,tp=2``; ``liveness`` says when a forward's intermediates are freed.
+    ``dtype`` is that of the parameters: float16 in forward and float32 in training unless told; ``autocast`` the one
+    that autocast computes in.  ``optimizer_kernels`` are PyTorch's foreach (its default on CUDA), fused or for-loop
+    implementations.  ``fsdp_dtype`` and ``fsdp_reduce_dtype`` are FSDP's mixed precision; ``bucket_mib`` is DDP's
+    bucket size.
+    """
+
+    model: str
+    batch: int
+    seq: int | None = None
+    mode: Literal["forward", "train"] = "forward"
+    dtype: Dtype | None = None
+    task: Literal["auto", "causal-lm", "question-answering", "seq2seq-lm", "image-classification"] = "auto"
+    attention: Literal["sdpa", "eager", "flash"] = "sdpa"
+    parallel: str = ""
+    liveness: Literal["eager", "export"] = "eager"
+    autocast: Literal["float16", "bfloat16"] | None = None
+    loss_scaling: bool = False
+    optimizer: Literal["adamw", "sgd", "adafactor", "none"] = "adamw"
+    optimizer_kernels: Literal["foreach", "fused", "for-loop"] = "foreach"
+    momentum: float = 0.0
+    max_grad_norm: float | None = None
+    micro_batches: int = 1
+    checkpoint: Literal["none", "full", "selective"] = "none"
+    bucket_mib: float | None = None
+    gradient_as_bucket_view: bool = False
+    reshard_after_forward: bool = True
+    fsdp_dtype: Dtype | None = None
+    fsdp_reduce_dtype: Dtype | None = None
+
+    @property
+    def training(self) -> bool:
+        return self.mode == "train"
+
+    @property
+    def parameter_dtype(self) -> Dtype:
+        return self.dtype or ("float32" if self.training else "float16")
+
+    def check(self) -> None:
+        """Raise UserError with every option that cannot be, or not with the others, in one line."""
+        problems = [f"--{_option(problem)}" for problem in _field_problems(msgspec.structs.asdict(self))]
+        problems = problems or [*self._sizes(), *self._training_options(), *self._precision()]
+        if problems:
+            raise UserError("; ".join(problems))
+
+    def _sizes(self) -> Iterator[str]:
+        for name, value in (("batch", self.batch), ("seq", self.seq), ("micro-batches", self.micro_batches)):
+            if value is not None and value < 1:
+                yield f"--{name} {value}: must be at least 1"
+        for name, size in (("bucket-mib", self.bucket_mib), ("max-grad-norm", self.max_grad_norm)):
+            if size is not None and not size > 0:
+                yield f"--{name} {size:g}: must be more than 0"
+        if self.momentum < 0:
+            yield f"--momentum {self.momentum:g}: must not be negative"
+
+    def _training_options(self) -> Iterator[str]:
+        if self.training:
+            if self.liveness == "export":
+                yield "--liveness export: an exported module runs forward only; leave it out with --mode train"
+            if self.momentum and self.optimizer != "sgd":
+                yield f"--momentum {self.momentum:g}: is an option of --optimizer sgd, not of {self.optimizer}"
+            if self.optimizer == "adafactor" and self.optimizer_kernels == "fused":
+                yield "--optimizer-kernels fused: PyTorch has no fused Adafactor; choose foreach or for-loop"
+            return
+        for field in _TRAINING_FIELDS:
+            if getattr(self, field) != _DEFAULTS[field]:
+                yield f"--{_option(field)}: is an option of --mode train"
+
+    def _precision(self) -> Iterator[str]:
+        if self.autocast and self.parameter_dtype != "float32":
+            yield f"--autocast {self.autocast}: keeps parameters in float32; leave out --dtype {self.parameter_dtype}"
+        if self.loss_scaling and self.parameter_dtype != "float32":
+            yield "--loss-scaling: unscales float32 gradients; use --dtype float32 with --autocast float16"
+        if self.attention == "flash" and (self.autocast or self.fsdp_dtype or self.parameter_dtype) == "float32":
+            yield "--attention flash: computes in half precision; choose --dtype or --autocast float16 or bfloat16"
+        if (self.fsdp_dtype or self.fsdp_reduce_dtype) and "fsdp" not in self.parallel:
+            yield "--fsdp-dtype, --fsdp-reduce-dtype: need an fsdp axis, as in --parallel fsdp=8"
+
+
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in msgspec.structs.fields(SynthSpec)}
+_TRAINING_FIELDS = (
+    "loss_scaling", "optimizer", "optimizer_kernels", "momentum", "max_grad_norm", "micro_batches",
+    "checkpoint", "gradient_as_bucket_view", "bucket_mib", "fsdp_dtype", "fsdp_reduce_dtype", "reshard_after_forward",
+)  # fmt: skip
+
+
+def from_options(**given: Any) -> SynthSpec:
+    """The spec of options given one by one; None is an option that was not given."""
+    fields = {key: value for key, value in given.items() if value is not None}
+    problems = list(_field_problems(fields))
+    if problems:
+        raise UserError("; ".join(f"--{_option(problem)}" for problem in problems))
+    return SynthSpec(**fields)
+
+
+def from_file(path: Path, **given: Any) -> SynthSpec:
+    """The spec that a YAML file describes; ``given`` values that are not None go before the file's.
+
+    Raises InputError with every problem of the file at once.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise InputError(path, "no such file; it holds the options of `tracesim synth`, as `batch: 16`") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(path, f"not a YAML file ({' '.join(str(error).split())})") from None
+    if not isinstance(fields, dict):
+        raise InputError(path, "not a mapping of options, as `batch: 16`")
+    fields = {str(key).replace("-", "_"): value for key, value in fields.items()}
+    fields |= {key: value for key, value in given.items() if value is not None}
+    problems = list(_field_problems(fields))
+    if problems:
+        raise InputError(path, "; ".join(problems))
+    return msgspec.convert(fields, SynthSpec)
+
+
+def _field_problems(fields: dict[str, Any]) -> Iterator[str]:
+    """Every unknown, missing or ill-typed field: each is converted alone, beside values that are right."""
+    known = {field.name: field for field in msgspec.structs.fields(SynthSpec)}
+    for key, value in fields.items():
+        if key not in known:
+            yield f"{key}: is no option; there are {', '.join(known)}"
+            continue
+        try:
+            msgspec.convert(value, known[key].type)
+        except msgspec.ValidationError as error:
+            yield f"{key}: {error}"
+    for key, what in (("model", "the model to synthesize"), ("batch", "sequences or images a rank")):
+        if key not in fields:
+            yield f"{key} is missing: {what}"
+
+
+def _option(text: str) -> str:
+    """A field's name, at the beginning of a text, as an option is written."""
+    name, colon, rest = text.partition(":")
+    return name.replace("_", "-") + colon + rest
