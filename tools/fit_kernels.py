@@ -496,28 +496,46 @@ def write_block(name: str, block: Mapping[str, Any]) -> None:
     path.write_text(text + BEGIN + dumped.getvalue())
 
 
+Profiles = Mapping[str, DeviceProfile]
+
+
+def with_blocks(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, DeviceProfile]:
+    """Every shipped profile with its new calibration, or none."""
+    return {
+        name: bare(name).model_copy(update={"calibration": Calibration.model_validate(blocks.get(name, {}))})
+        for name in shipped_devices()
+    }
+
+
+def themselves(profiles: Profiles) -> dict[str, Abilities]:
+    """Abilities of each device with its own calibration."""
+    lenders = [p for p in profiles.values() if p.calibration != Calibration()]
+    return {name: resolve(profile, lenders) for name, profile in profiles.items()}
+
+
+def left_out(profiles: Profiles) -> dict[str, Abilities]:
+    """Abilities of each device by its data sheet and all others: no calibration and no curve of its own.
+
+    Nobody else lends attention when the A100 that carries it is left out; it is published, not fitted.
+    """
+    attention = with_block(bare("h100-sxm"), attention=ATTENTION)
+    found = {}
+    for name, profile in profiles.items():
+        others = [p for p in profiles.values() if p.name != name and p.calibration != Calibration()]
+        sheet = profile.model_copy(update={"calibration": Calibration(), "measured": type(profile.measured)()})
+        found[name] = resolve(sheet, [attention, *others])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--write", action="store_true", help="write the calibration blocks into topologies/devices/")
     arguments = parser.parse_args()
     gemms, rows = read_gemms(), read_rows()
     blocks = fit_all(gemms, rows)
-    profiles = {name: bare(name) for name in shipped_devices()}
-    fitted = {
-        name: profile.model_copy(update={"calibration": Calibration.model_validate(blocks.get(name, {}))})
-        for name, profile in profiles.items()
-    }
-    attention = with_block(fitted["h100-sxm"], attention=ATTENTION)
-    lenders = [p for n, p in fitted.items() if n in blocks]
-    own = judge(gemms, rows, {n: resolve(p, lenders) for n, p in fitted.items()}, everything=False)
-    left_out = {
-        name: resolve(
-            profile.model_copy(update={"measured": type(profile.measured)()}),
-            [attention, *(p for p in lenders if p.name != name)],
-        )
-        for name, profile in profiles.items()
-    }
-    borrowed = judge(gemms, rows, left_out, everything=True)
+    fitted = with_blocks(blocks)
+    own = judge(gemms, rows, themselves(fitted), everything=False)
+    borrowed = judge(gemms, rows, left_out(fitted), everything=True)
     table("Shapes left out", own)
     table("Whole GPU left out", borrowed)
     for name, spread in spreads(own, borrowed).items():

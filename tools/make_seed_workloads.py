@@ -53,7 +53,7 @@ MODELS = ("opt-1.3b", "opt-6.7b", "clm-60m", "clm-200m", "clm-400m", "clm-1.1b")
 BATCH, SEQ = 16, 1024
 TRANSFORMERS = "4.48.2"
 MADE_ON = "2026-11-23"
-# The published estimates of the x8 rows fit two ranks only, and the launch command named these GPUs.
+# The published memory estimates of the x8 rows fit two ranks only; they ran on these GPUs of the machine.
 WORLD = 2
 GPUS = (1, 2)
 

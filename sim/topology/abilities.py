@@ -22,10 +22,10 @@ from sim.topology.device import DeviceProfile, load_device, shipped_devices
 
 T = TypeVar("T")
 
-# Energy per operation falls as (process / process)^0.6: between the T4 (12 nm), the A100 PCIe (7 nm) and the L4 (4 nm),
-# whose long float32 products settle at their power limits (the power blocks of their profiles): 58, 71 and 110
-# GFLOP/J, an exponent of 0.58 from the first to the last.  docs/kernels.md, "Power".
-PROCESS_EXPONENT = 0.6
+# Energy per operation falls as (process / process)^0.65: between the T4 (12 nm), the A100 PCIe (7 nm) and the L4 (4 nm),
+# whose long float32 products settle at their power limits (the power blocks of their profiles) at 54, 73 and 111
+# GFLOP/J: 0.66 from the first to the last, 0.58 and 0.74 between neighbours.  docs/kernels.md, "Power".
+PROCESS_EXPONENT = 0.65
 # Rates of SMs this near (as a ratio) count as one design.
 SIMILAR_RATE = math.log(1.5)
 # The families of dtypes that run on the same units, and so on the same kernels.

@@ -57,7 +57,9 @@ def ten_sms(power: dict[str, object] | None = None, **gemm: object) -> Abilities
     return resolve(profile, [])
 
 
-def one(abilities: Abilities, m: int, n: int, k: int, batch: int = 1, aligned: bool = True, alone: bool = False) -> float:
+def one(
+    abilities: Abilities, m: int, n: int, k: int, batch: int = 1, aligned: bool = True, alone: bool = False
+) -> float:
     return float(products_us(products(batch, m, n, k, "float32", aligned=aligned), "float32", abilities, alone).us[0])
 
 
@@ -143,7 +145,8 @@ def test_many_shapes_at_once_are_the_shapes_one_by_one() -> None:
     batch, m, n, k = np.array([[1, 64, 4096, 4096], [7, 100, 100, 64], [1, 1, 8192, 8192], [3, 5000, 300, 12]]).T
     together = products_us(products(batch, m, n, k, "float16"), "float16", abilities).us
     alone = [
-        float(products_us(products(*shape, "float16"), "float16", abilities).us[0]) for shape in zip(batch, m, n, k, strict=True)
+        float(products_us(products(*shape, "float16"), "float16", abilities).us[0])
+        for shape in zip(batch, m, n, k, strict=True)
     ]
     assert together.tolist() == alone
 
@@ -172,10 +175,10 @@ def test_every_shipped_device_has_all_abilities() -> None:
 
 
 def test_a_lent_power_limit_follows_the_process() -> None:
-    # A T4's 12 nm to an L4's 4 nm: 3^0.6 = 1.933 times the operations for a joule.
+    # A T4's 12 nm to an L4's 4 nm: 3^0.65 = 2.042 times the operations for a joule.
     t4, l4 = load_device("t4"), load_device("l4")
     bare = l4.model_copy(update={"calibration": Calibration()})
     power = resolve(bare, [t4, load_device("a100-sxm4-80gb")]).power("float32")
     own = t4.calibration.power["float32"].gflop_per_joule
     assert power is not None
-    assert power.fit.gflop_per_joule == pytest.approx(own * 3**0.6)
+    assert power.fit.gflop_per_joule == pytest.approx(own * 2.0424, rel=1e-4)
