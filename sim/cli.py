@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 from rich.console import Console
 
 from sim.errors import UserError
@@ -70,6 +71,10 @@ _contention = click.option(
     help="Write the replay as a trace for Perfetto, chrome://tracing or TensorBoard; a folder gets a file a rank.",
 )  # fmt: skip
 @_alloc_conf
+@click.option(
+    "--no-remedies", "cure", is_flag=True, flag_value=False, default=True,
+    help="Where the job does not fit, do not try what would make it fit.",
+)  # fmt: skip
 @click.option("--memory-plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw memory over time.")
 def replay_command(
     inputs: Sequence[Path],
@@ -80,13 +85,15 @@ def replay_command(
     json_out: str | None,
     timeline_out: Path | None,
     alloc_conf: str,
+    cure: bool,
     memory_plot: Path | None,
 ) -> None:
     """Predict the steps of a trace or a workload on a machine."""
     machine = _machine(topology, settings)
     with _progress() as tell:
         config = parse_alloc_conf(alloc_conf)
-        timeline, told = _replay(inputs, machine, _numbers("--gpus", gpus), config, tell, contention=contention)
+        chosen = _numbers("--gpus", gpus)
+        timeline, told = _replay(inputs, machine, chosen, config, tell, contention=contention, cure=cure)
         if timeline_out is not None:
             tell(f"writing {timeline_out}")
             chrome.write_traces(timeline, timeline_out)
@@ -108,6 +115,7 @@ def _replay(
     tell: Callable[[str], None],
     *,
     contention: bool,
+    cure: bool,
 ) -> tuple[Timeline, Summary]:
     from sim.workload.inputs import read_inputs
 
@@ -119,7 +127,12 @@ def _replay(
     timeline = replay(placement, contention=contention, allocator=config)
     seconds = time.perf_counter() - begun
     ops = sum(len(workload.graph.programs[r.program].ops) for r in placement.ranks)
-    return timeline, summary.summarize(timeline, workload.measured, ops=ops, replay_seconds=seconds)
+    told = summary.summarize(timeline, workload.measured, ops=ops, replay_seconds=seconds)
+    if told.out_of_memory and machine is not None and cure:
+        from sim.whatif.remedies import remedies
+
+        told = msgspec.structs.replace(told, remedies=remedies(workload.graph, machine, gpus, config, tell))
+    return timeline, told
 
 
 @cli.command()
@@ -324,8 +337,6 @@ def collective(
 @_json
 def allocator(snapshot: Path, json_out: str | None) -> None:
     """Replay a CUDA memory snapshot's events through the simulated allocator and compare every address."""
-    import msgspec
-
     from sim.replay.allocator.snapshot import replay_snapshot
     from sim.report.allocator import render_comparison
 
