@@ -9,25 +9,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from sim.errors import UserError
 from sim.place.captured import AS_CAPTURED
-from sim.place.collectives import plan
 from sim.place.place import place
 from sim.replay.allocator.config import AllocatorConfig, parse_alloc_conf
-from sim.replay.allocator.snapshot import replay_snapshot
 from sim.replay.replay import replay
 from sim.report import chrome, summary, text
 from sim.report.summary import Summary
 from sim.timeline import Timeline
-from sim.topology.load import load_topology
-from sim.topology.machine import Machine
 
-Options = Callable[[Callable[..., Any]], Callable[..., Any]]
+if TYPE_CHECKING:
+    from sim.topology.machine import Machine
+
+# What only some commands need is imported where they need it: a replay as captured is over before torch, networkx and
+# pydantic would be there.
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -52,11 +52,18 @@ _alloc_conf = click.option(
 _json = click.option("--json", "json_out", metavar="FILE|-", help="Write the result as JSON; - is standard output.")
 
 
+_contention = click.option(
+    "--no-contention", "contention", is_flag=True, flag_value=False, default=True,
+    help="Nothing is shared: transfers have their links, kernels all SMs to themselves.",
+)  # fmt: skip
+
+
 @cli.command("replay")
 @_inputs
 @_topology
 @_gpus
 @_set
+@_contention
 @_json
 @click.option(
     "--timeline", "timeline_out", type=click.Path(path_type=Path), metavar="FILE.pt.trace.json[.gz]",
@@ -69,6 +76,7 @@ def replay_command(
     topology: str,
     gpus: str | None,
     settings: Sequence[str],
+    contention: bool,
     json_out: str | None,
     timeline_out: Path | None,
     alloc_conf: str,
@@ -78,7 +86,7 @@ def replay_command(
     machine = _machine(topology, settings)
     with _progress() as tell:
         config = parse_alloc_conf(alloc_conf)
-        timeline, told = _replay(inputs, machine, _numbers("--gpus", gpus), config, tell)
+        timeline, told = _replay(inputs, machine, _numbers("--gpus", gpus), config, tell, contention=contention)
         if timeline_out is not None:
             tell(f"writing {timeline_out}")
             chrome.write_traces(timeline, timeline_out)
@@ -98,6 +106,8 @@ def _replay(
     gpus: Sequence[int],
     config: AllocatorConfig,
     tell: Callable[[str], None],
+    *,
+    contention: bool,
 ) -> tuple[Timeline, Summary]:
     from sim.workload.inputs import read_inputs
 
@@ -106,10 +116,69 @@ def _replay(
     tell("replaying")
     placement = place(workload.graph, machine, gpus)
     begun = time.perf_counter()
-    timeline = replay(placement, allocator=config)
+    timeline = replay(placement, contention=contention, allocator=config)
     seconds = time.perf_counter() - begun
     ops = sum(len(workload.graph.programs[r.program].ops) for r in placement.ranks)
     return timeline, summary.summarize(timeline, workload.measured, ops=ops, replay_seconds=seconds)
+
+
+@cli.command()
+@_inputs
+@_topology
+@click.option(
+    "--vary", "varied", multiple=True, metavar="PATH=V1,V2,...",
+    help="Values of a path of the topology, or topology=NAME,NAME; several: every combination.",
+)  # fmt: skip
+@_set
+@_gpus
+@_contention
+@_json
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the rows.")
+@click.option(
+    "--timeline", "timeline_out", type=click.Path(path_type=Path), metavar="FILE.pt.trace.json[.gz]",
+    help="Write base and rows side by side into one trace for Perfetto.",
+)  # fmt: skip
+def whatif(
+    inputs: Sequence[Path],
+    topology: str,
+    varied: Sequence[str],
+    settings: Sequence[str],
+    gpus: str | None,
+    contention: bool,
+    json_out: str | None,
+    plot: Path | None,
+    timeline_out: Path | None,
+) -> None:
+    """Change the machine and see what changes, and why."""
+    from sim.report import side_by_side, variants, variants_plot, variants_text
+    from sim.whatif import rows, vary
+    from sim.workload.inputs import read_inputs
+
+    if topology == AS_CAPTURED:
+        raise UserError(f"--topology {AS_CAPTURED}: a what-if needs a machine to change; name a topology")
+    given = vary.parse(varied)
+    if not given:
+        raise UserError("nothing to vary: give --vary PATH=V1,V2,... as in --vary links.pcie.bandwidth_gb_s=8,16,32")
+    if plot is not None:
+        variants_plot.check_plot_name(plot)
+    if timeline_out is not None:
+        chrome.check_name(timeline_out)
+    base = vary.base_machine(topology, _assignments(settings), given)
+    machines = vary.machines(topology, _assignments(settings), given)
+    with _progress() as tell:
+        graph = read_inputs(inputs, tell).graph
+        answer = rows.what_if(
+            graph, base, machines, _numbers("--gpus", gpus),
+            contention=contention, keep_timelines=timeline_out is not None, tell=tell,
+        )  # fmt: skip
+        if timeline_out is not None:
+            tell(f"writing {timeline_out}")
+            side_by_side.write_side_by_side(answer.timelines, timeline_out)
+        if plot is not None:
+            variants_plot.write_plot(answer.told, plot)
+    _write_json(variants.encode(answer.told), json_out)
+    if json_out != "-":
+        variants_text.render_what_if(answer.told, Console(soft_wrap=False))
 
 
 @cli.command()
@@ -231,6 +300,7 @@ def collective(
     json_out: str | None,
 ) -> None:
     """Time of one collective, with the algorithm and protocol chosen, as nccl-tests counts it."""
+    from sim.place.collectives import plan
     from sim.report.collectives import CollectiveTimeRow, encode_rows, render_rows
 
     machine = _named_machine(topology, settings)
@@ -256,6 +326,7 @@ def allocator(snapshot: Path, json_out: str | None) -> None:
     """Replay a CUDA memory snapshot's events through the simulated allocator and compare every address."""
     import msgspec
 
+    from sim.replay.allocator.snapshot import replay_snapshot
     from sim.report.allocator import render_comparison
 
     compared = msgspec.to_builtins(replay_snapshot(snapshot))
@@ -270,6 +341,7 @@ def allocator(snapshot: Path, json_out: str | None) -> None:
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the machine.")
 def topology(name_or_file: str, settings: Sequence[str], plot: Path | None) -> None:
     """Show a machine: devices, links, routes, measured and derived bandwidths."""
+    from sim.topology.load import load_topology
     from sim.topology.show import show
 
     machine = load_topology(name_or_file, _assignments(settings))
@@ -321,6 +393,8 @@ def _machine(topology: str, settings: Sequence[str]) -> Machine | None:
         if settings:
             raise UserError(f"--set {settings[0]}: {AS_CAPTURED!r} has no values to change; name a topology")
         return None
+    from sim.topology.load import load_topology
+
     return load_topology(topology, _assignments(settings))
 
 

@@ -29,9 +29,6 @@ from sim.report.text import plain_table
 from sim.units import GIB
 
 FOLDER = Path(__file__).resolve().parent.parent / "traces" / "seed"
-# cuBLAS takes its workspace from the caching allocator at the first GEMM: 8.125 MiB on this GPU (":4096:2:16:8",
-# aten/src/ATen/cuda/CublasHandlePool.cpp).  It is in what was measured.
-CUBLAS_WORKSPACE_BYTES = 2 * 4096 * 1024 + 8 * 16 * 1024
 BATCH, SEQ, GPUS = 16, 1024, 8
 WIDTH = 110
 EIGHT = ("a5000x8", "a5000x8-nvlink-pairs")
@@ -67,10 +64,9 @@ def predict(row: PublishedRow) -> Summary:
 
 
 def peak_gib(summary: Summary) -> float:
-    """Peak allocated with the cuBLAS workspace, which is added here where the replay did not allocate it itself."""
+    """Peak allocated, the cuBLAS workspace included, as the profiler had it."""
     assert summary.peak_allocated_bytes is not None
-    replayed = any("workspace" in peak.by_category for peak in summary.memory_peaks)
-    return (summary.peak_allocated_bytes + (0 if replayed else CUBLAS_WORKSPACE_BYTES)) / GIB
+    return summary.peak_allocated_bytes / GIB
 
 
 def error(ours: float, measured: float | None) -> float | None:

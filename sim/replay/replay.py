@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sim.ops import Alloc, Collective, Copy, Free, Kernel, Mark, Op
 from sim.place.placement import Placement
 from sim.replay.allocator.config import AllocatorConfig
@@ -15,7 +17,11 @@ def replay(placement: Placement, *, contention: bool = True, allocator: Allocato
 
     Raises DeadlockError and UserError as :func:`run` does.
     """
-    replays = run(placement, contention=contention, allocator=allocator)
+    return timeline_of(placement, run(placement, contention=contention, allocator=allocator))
+
+
+def timeline_of(placement: Placement, replays: Sequence[RankReplay]) -> Timeline:
+    """Tell what happened when in a replay that was run."""
     tracks: list[Track] = []
     spans: list[Span] = []
     steps: list[Step] = []

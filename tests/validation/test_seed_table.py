@@ -1,7 +1,8 @@
 """The published table (RTX A5000, 16 x 1024 tokens, float16), every measured row replayed as it was run.
 
 Tolerances: kernel time of the rows on one GPU 5 % each and 2.5 % on average, of the rows on two GPUs 8 %; memory
-0.3 %.  No constant of the models is fitted to these rows.  Rows that are not there yet say by how much and why.
+0.3 %.  No constant of the models is fitted to these rows.  Rows that are not there yet say by how much, and what our
+time is made of: the table publishes sums only, so it does not say which part of ours is wrong.
 """
 
 from __future__ import annotations
@@ -16,12 +17,9 @@ ROWS = {row.name: row for row in seed.published_rows()}
 MEASURED = [name for name, row in ROWS.items() if row.measured_ms is not None]
 ONE_GPU = [name for name in MEASURED if name.endswith("-x1")]
 MISSED = {
-    "opt-1.3b-x1": "+10.9 %: GEMM times are read from a curve of square shapes",
-    "opt-6.7b-x1": "+6.6 %: GEMM times are read from a curve of square shapes",
-    "clm-60m-x1": "-13.0 %: narrow GEMMs and strided elementwise kernels are taken at the speed of large even ones",
-    "clm-1.1b-x1": "+8.2 %: GEMM times are read from a curve of square shapes",
-    "opt-1.3b-x8": "+26.2 %: two ranks are taken to get the 14.4 GB/s that eight get of the host",
-    "opt-6.7b-x8": "+20.5 %: two ranks are taken to get the 14.4 GB/s that eight get of the host",
+    "clm-60m-x1": "-7.7 %, 9.3 ms too short; GEMMs 25, attention 17, all else 70 ms",
+    "opt-1.3b-x8": "+24.2 %: all-reduces are 1121 of our 1629 ms, two ranks taken to get what eight get of the host",
+    "opt-6.7b-x8": "+19.1 %: all-reduces are 2997 of our 5054 ms, two ranks taken to get what eight get of the host",
 }
 
 pytestmark = pytest.mark.validation
@@ -44,7 +42,7 @@ def test_kernel_time(name: str, summaries: dict[str, Any]) -> None:
     assert summaries[name].kernel_ms == pytest.approx(ROWS[name].measured_ms, rel=tolerance)
 
 
-@pytest.mark.xfail(strict=False, reason="7.0 %: see the rows above")
+@pytest.mark.xfail(strict=False, reason="3.6 %: from 1.0 % (opt-6.7b) to 7.7 % (clm-60m)")
 def test_mean_kernel_time_on_one_gpu(summaries: dict[str, Any]) -> None:
     errors = [abs(seed.error(summaries[name].kernel_ms, ROWS[name].measured_ms) or 0.0) for name in ONE_GPU]
     assert sum(errors) / len(errors) <= 0.025
