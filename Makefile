@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test lint validate bench clean
+.PHONY: setup demo test lint validate bench seed clean
 
 setup: $(STAMP)
 
@@ -25,10 +25,20 @@ lint: setup
 	$(BIN)/lint-imports
 
 validate: setup
+	$(BIN)/python tools/validate_seed.py
 	$(BIN)/python -m pytest -m "validation or slow"
 
 bench: setup
 	$(BIN)/python tools/bench.py
 
+# The published table's workloads anew, with the transformers they ran with, in an environment of its own.
+seed: .venv-seed/.installed
+	.venv-seed/bin/python tools/make_seed_workloads.py
+
+.venv-seed/.installed: constraints-seed.txt
+	test -x .venv-seed/bin/python || $(PYTHON) -m venv .venv-seed
+	.venv-seed/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-seed.txt
+	touch $@
+
 clean:
-	rm -rf .venv build dist out *.egg-info
+	rm -rf .venv .venv-seed build dist out *.egg-info

@@ -9,24 +9,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from sim.errors import UserError
 from sim.place.captured import AS_CAPTURED
-from sim.place.collectives import plan
 from sim.place.place import place
-from sim.replay.allocator.snapshot import replay_snapshot
+from sim.replay.allocator.config import AllocatorConfig, parse_alloc_conf
 from sim.replay.replay import replay
 from sim.report import chrome, summary, text
 from sim.report.summary import Summary
 from sim.timeline import Timeline
-from sim.topology.load import load_topology
-from sim.topology.machine import Machine
 
-Options = Callable[[Callable[..., Any]], Callable[..., Any]]
+if TYPE_CHECKING:
+    from sim.topology.machine import Machine
+
+# What only some commands need is imported where they need it: a replay as captured is over before torch, networkx and
+# pydantic would be there.
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -44,7 +45,17 @@ _topology = click.option(
 )  # fmt: skip
 _set = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Change a value of the topology.")
 _gpus = click.option("--gpus", metavar="I,J,...", help="The topology's GPUs that the ranks go onto, in order.")
+_alloc_conf = click.option(
+    "--alloc-conf", default="", metavar="KEY:VALUE,...",
+    help="Settings of the caching allocator, as in PYTORCH_CUDA_ALLOC_CONF.",
+)  # fmt: skip
 _json = click.option("--json", "json_out", metavar="FILE|-", help="Write the result as JSON; - is standard output.")
+
+
+_contention = click.option(
+    "--no-contention", "contention", is_flag=True, flag_value=False, default=True,
+    help="Nothing is shared: transfers have their links, kernels all SMs to themselves.",
+)  # fmt: skip
 
 
 @cli.command("replay")
@@ -52,44 +63,122 @@ _json = click.option("--json", "json_out", metavar="FILE|-", help="Write the res
 @_topology
 @_gpus
 @_set
+@_contention
 @_json
 @click.option(
     "--timeline", "timeline_out", type=click.Path(path_type=Path), metavar="FILE.pt.trace.json[.gz]",
     help="Write the replay as a trace for Perfetto, chrome://tracing or TensorBoard; a folder gets a file a rank.",
 )  # fmt: skip
+@_alloc_conf
+@click.option("--memory-plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw memory over time.")
 def replay_command(
     inputs: Sequence[Path],
     topology: str,
     gpus: str | None,
     settings: Sequence[str],
+    contention: bool,
     json_out: str | None,
     timeline_out: Path | None,
+    alloc_conf: str,
+    memory_plot: Path | None,
 ) -> None:
     """Predict the steps of a trace or a workload on a machine."""
     machine = _machine(topology, settings)
     with _progress() as tell:
-        timeline, told = _replay(inputs, machine, _numbers("--gpus", gpus), tell)
+        config = parse_alloc_conf(alloc_conf)
+        timeline, told = _replay(inputs, machine, _numbers("--gpus", gpus), config, tell, contention=contention)
         if timeline_out is not None:
             tell(f"writing {timeline_out}")
             chrome.write_traces(timeline, timeline_out)
+        if memory_plot is not None:
+            from sim.report.plot import write_memory_plot
+
+            tell(f"drawing {memory_plot}")
+            write_memory_plot(timeline, memory_plot)
     _write_json(summary.encode(told), json_out)
     if json_out != "-":
         text.render_summary(told, Console(soft_wrap=False))
 
 
 def _replay(
-    inputs: Sequence[Path], machine: Machine | None, gpus: Sequence[int], tell: Callable[[str], None]
+    inputs: Sequence[Path],
+    machine: Machine | None,
+    gpus: Sequence[int],
+    config: AllocatorConfig,
+    tell: Callable[[str], None],
+    *,
+    contention: bool,
 ) -> tuple[Timeline, Summary]:
     from sim.workload.inputs import read_inputs
 
+    gc.disable()  # looking for cycles among a million events, which have none, takes an eighth of a replay
     workload = read_inputs(inputs, tell)
     tell("replaying")
     placement = place(workload.graph, machine, gpus)
     begun = time.perf_counter()
-    timeline = replay(placement)
+    timeline = replay(placement, contention=contention, allocator=config)
     seconds = time.perf_counter() - begun
     ops = sum(len(workload.graph.programs[r.program].ops) for r in placement.ranks)
     return timeline, summary.summarize(timeline, workload.measured, ops=ops, replay_seconds=seconds)
+
+
+@cli.command()
+@_inputs
+@_topology
+@click.option(
+    "--vary", "varied", multiple=True, metavar="PATH=V1,V2,...",
+    help="Values of a path of the topology, or topology=NAME,NAME; several: every combination.",
+)  # fmt: skip
+@_set
+@_gpus
+@_contention
+@_json
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the rows.")
+@click.option(
+    "--timeline", "timeline_out", type=click.Path(path_type=Path), metavar="FILE.pt.trace.json[.gz]",
+    help="Write base and rows side by side into one trace for Perfetto.",
+)  # fmt: skip
+def whatif(
+    inputs: Sequence[Path],
+    topology: str,
+    varied: Sequence[str],
+    settings: Sequence[str],
+    gpus: str | None,
+    contention: bool,
+    json_out: str | None,
+    plot: Path | None,
+    timeline_out: Path | None,
+) -> None:
+    """Change the machine and see what changes, and why."""
+    from sim.report import side_by_side, variants, variants_plot, variants_text
+    from sim.whatif import rows, vary
+    from sim.workload.inputs import read_inputs
+
+    if topology == AS_CAPTURED:
+        raise UserError(f"--topology {AS_CAPTURED}: a what-if needs a machine to change; name a topology")
+    given = vary.parse(varied)
+    if not given:
+        raise UserError("nothing to vary: give --vary PATH=V1,V2,... as in --vary links.pcie.bandwidth_gb_s=8,16,32")
+    if plot is not None:
+        variants_plot.check_plot_name(plot)
+    if timeline_out is not None:
+        chrome.check_name(timeline_out)
+    base = vary.base_machine(topology, _assignments(settings), given)
+    machines = vary.machines(topology, _assignments(settings), given)
+    with _progress() as tell:
+        graph = read_inputs(inputs, tell).graph
+        answer = rows.what_if(
+            graph, base, machines, _numbers("--gpus", gpus),
+            contention=contention, keep_timelines=timeline_out is not None, tell=tell,
+        )  # fmt: skip
+        if timeline_out is not None:
+            tell(f"writing {timeline_out}")
+            side_by_side.write_side_by_side(answer.timelines, timeline_out)
+        if plot is not None:
+            variants_plot.write_plot(answer.told, plot)
+    _write_json(variants.encode(answer.told), json_out)
+    if json_out != "-":
+        variants_text.render_what_if(answer.told, Console(soft_wrap=False))
 
 
 @cli.command()
@@ -160,6 +249,39 @@ def synth(out: Path, config: Path | None, **given: Any) -> None:
     click.echo(f"  tracesim replay {out} --topology {'a5000x1' if ranks == 1 else 'a5000x8'}")
 
 
+@cli.command(context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("capture"), show_default=True, metavar="DIR",
+    help="The folder for rank0.pt.trace.json.gz, ... and capture.json; made where it is missing.",
+)  # fmt: skip
+@click.option("--steps", type=int, default=5, show_default=True, help="Steps to record.")
+@click.option("--warmup", type=int, default=3, show_default=True, help="Steps to leave out before them.")
+@click.option("--model", metavar="NAME", help="Run this model, with random weights.")
+@click.option("--batch", type=int, help="With --model: sequences a step on each rank.")
+@click.option("--seq", type=int, help="With --model: tokens a sequence.")
+@click.option("--mode", type=click.Choice(["forward", "train"]), help="With --model.  [default: forward]")
+@click.option(
+    "--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), help="With --model.  [default: float32]"
+)
+@click.option("--to-the-end", is_flag=True, help="Let the script run on after the last recorded step.")
+@click.argument("script", nargs=-1, metavar="[-- SCRIPT.py ARGS...]", type=click.UNPROCESSED)
+@click.pass_obj
+def trace(words: Sequence[str], /, out: Path, steps: int, warmup: int, script: Sequence[str], **run: Any) -> None:
+    """Record the steps of a model or a script under torch.profiler: one trace a rank."""
+    from sim.workload.capture.capture import capture
+    from sim.workload.capture.spec import CaptureSpec, check_steps, what_to_run
+
+    check_steps(steps, warmup)
+    spec = CaptureSpec(what_to_run(script=script, **run), out, steps, warmup, ("tracesim", *words))
+    done = capture(spec, _line_by_line())
+    if done.note:
+        click.echo(f"tracesim: warning: {done.note}", err=True)
+    if done.rank == 0:
+        ranks = f" of {done.ranks} ranks" if done.ranks > 1 else ""
+        click.echo(f"{out}: {done.steps} step{'s' * (done.steps > 1)}{ranks}; replay it with")
+        click.echo(f"  tracesim replay {out} --topology {AS_CAPTURED}")
+
+
 @cli.command()
 @click.argument("kind")
 @click.option("--bytes", "sizes", required=True, metavar="N[,N...]", help="Size of the whole tensor in bytes.")
@@ -178,6 +300,7 @@ def collective(
     json_out: str | None,
 ) -> None:
     """Time of one collective, with the algorithm and protocol chosen, as nccl-tests counts it."""
+    from sim.place.collectives import plan
     from sim.report.collectives import CollectiveTimeRow, encode_rows, render_rows
 
     machine = _named_machine(topology, settings)
@@ -203,6 +326,7 @@ def allocator(snapshot: Path, json_out: str | None) -> None:
     """Replay a CUDA memory snapshot's events through the simulated allocator and compare every address."""
     import msgspec
 
+    from sim.replay.allocator.snapshot import replay_snapshot
     from sim.report.allocator import render_comparison
 
     compared = msgspec.to_builtins(replay_snapshot(snapshot))
@@ -217,6 +341,7 @@ def allocator(snapshot: Path, json_out: str | None) -> None:
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the machine.")
 def topology(name_or_file: str, settings: Sequence[str], plot: Path | None) -> None:
     """Show a machine: devices, links, routes, measured and derived bandwidths."""
+    from sim.topology.load import load_topology
     from sim.topology.show import show
 
     machine = load_topology(name_or_file, _assignments(settings))
@@ -228,6 +353,38 @@ def topology(name_or_file: str, settings: Sequence[str], plot: Path | None) -> N
         click.echo(f"drawn to {plot}")
 
 
+@cli.command()
+@click.argument("op")
+@click.option(
+    "--shapes", type=click.Path(path_type=Path), metavar="FILE.csv", help="Columns batch, m, n, k or rows, columns."
+)
+@click.option("--batch", type=int, help="Products in one batch (attention: sequences times heads); 1 if not said.")
+@click.option("--m", type=int, help="Rows of the product (attention: queries).")
+@click.option("--n", type=int, help="Columns of the product (attention: keys).")
+@click.option("--k", type=int, help="What is summed over (attention: head size).")
+@click.option("--rows", type=int, help="Rows of a softmax, layer norm or elementwise op.")
+@click.option("--columns", type=int, help="Columns of it: what a softmax or layer norm normalizes.")
+@click.option("--dtype", required=True, metavar="D", help="float32, tfloat32, float16, bfloat16, ...")
+@click.option("--device", required=True, metavar="NAME_OR_FILE", help="A shipped device profile or a YAML file.")
+@_json
+def kernel(op: str, shapes: Path | None, dtype: str, device: str, json_out: str | None, **sizes: int | None) -> None:
+    """Time of one kernel alone: OP is gemm, softmax, layer_norm, attention or an elementwise name (add, relu, ...)."""
+    import msgspec
+
+    from sim.place.kernels.show import show
+    from sim.place.kernels.single import KernelRows, kernel_rows, read_shapes
+    from sim.topology.device import load_device
+
+    given = {name: size for name, size in sizes.items() if size is not None}
+    if shapes is not None and given:
+        raise UserError(f"--shapes and --{next(iter(given))}: give a file of shapes or one shape, not both")
+    profile = load_device(device)
+    found = kernel_rows(op, read_shapes(shapes, op) if shapes is not None else [given], dtype, profile)
+    _write_json(msgspec.json.format(msgspec.json.encode(KernelRows(found)), indent=2), json_out)
+    if json_out != "-":
+        show(found, Console())
+
+
 # Reading options ----------------------------------------
 
 
@@ -236,6 +393,8 @@ def _machine(topology: str, settings: Sequence[str]) -> Machine | None:
         if settings:
             raise UserError(f"--set {settings[0]}: {AS_CAPTURED!r} has no values to change; name a topology")
         return None
+    from sim.topology.load import load_topology
+
     return load_topology(topology, _assignments(settings))
 
 
@@ -275,6 +434,11 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
+def _line_by_line() -> Callable[[str], None]:
+    """The same beside the output of a script, which a status line would garble."""
+    return lambda doing: click.echo(f"tracesim: {doing}", err=True) if sys.stderr.isatty() else None
+
+
 def _write_json(content: bytes, target: str | None) -> None:
     from sim.files import write_whole
 
@@ -286,9 +450,9 @@ def _write_json(content: bytes, target: str | None) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """The command: what a user can cause is one line on stderr and exit code 2."""
-    gc.disable()  # a command is over soon; looking for cycles among a million events takes an eighth of its time
+    words = list(sys.argv[1:] if args is None else args)
     try:
-        cli.main(args=args, prog_name="tracesim", standalone_mode=False)
+        cli.main(args=words, prog_name="tracesim", standalone_mode=False, obj=words)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
     except click.Abort:

@@ -19,12 +19,14 @@ SpanKind = Literal["host", "compute", "memcpy", "memset", "communication"]
 
 
 class RankInfo(msgspec.Struct, frozen=True):
-    """A rank and the device it ran on: ``gpu3`` and ``NVIDIA RTX A5000``, with the memory that device has."""
+    """A rank and the device it ran on: ``gpu3`` and ``NVIDIA RTX A5000``, with the memory that device has and what of
+    it is taken outside PyTorch's allocator, by name."""
 
     rank: int
     device: str
     device_name: str = ""
     memory_bytes: int | None = None
+    outside: dict[str, int] = {}
 
 
 class Track(msgspec.Struct, frozen=True):
@@ -94,7 +96,8 @@ class MemorySample(msgspec.Struct, frozen=True, gc=False):
 
 
 class MemoryPeak(msgspec.Struct, frozen=True):
-    """The instant at which the most was allocated, the op that asked, and what was alive then."""
+    """The instant at which the most was allocated, the op that asked, and what was alive then, by category and by the
+    module that allocated it."""
 
     rank: int
     time_ns: int
@@ -102,10 +105,11 @@ class MemoryPeak(msgspec.Struct, frozen=True):
     reserved_bytes: int
     op: str
     by_category: dict[Category, int]
+    by_module: dict[str, int] = {}
 
 
 class OutOfMemory(msgspec.Struct, frozen=True):
-    """The first request of a rank that did not fit: what was asked when, and what was held."""
+    """The first request of a rank that did not fit: what was asked when, what was held, and what PyTorch can have."""
 
     rank: int
     time_ns: int

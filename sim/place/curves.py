@@ -11,17 +11,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
 
 
-def kernel_us(work: float, points: Sequence[float], times_us: Sequence[float], floor_us: float) -> float:
-    """Time of ``work`` (flops or bytes) on a curve in microseconds, never below ``floor_us``.
+def net_us(times_us: Sequence[float], floor_us: float) -> Floats:
+    """The times without the constant that the smallest point shows, never below ``floor_us``."""
+    overhead = max(times_us[0] - floor_us, 0.0)
+    return np.maximum(np.asarray(times_us, dtype=np.float64) - overhead, floor_us)
+
+
+def curve_us(work: Floats, points: Sequence[float], times_us: Sequence[float], floor_us: float) -> Floats:
+    """Time of each ``work`` (flops or bytes) on a curve in microseconds, never below ``floor_us``.
 
     Between points it is a straight line in logarithms; beyond the last point the last rate goes on.
     """
-    overhead = max(times_us[0] - floor_us, 0.0)
-    net = np.maximum(np.asarray(times_us) - overhead, floor_us)
-    if work >= points[-1]:
-        return float(net[-1] * work / points[-1])
-    if work <= points[0]:
-        return floor_us
-    return float(np.exp(np.interp(np.log(work), np.log(points), np.log(net))))
+    net = net_us(times_us, floor_us)
+    inside = np.exp(np.interp(np.log(np.maximum(work, 1e-9)), np.log(points), np.log(net)))
+    beyond = net[-1] * work / points[-1]
+    return np.where(work >= points[-1], beyond, np.where(work <= points[0], floor_us, inside))
+
+
+def kernel_us(work: float, points: Sequence[float], times_us: Sequence[float], floor_us: float) -> float:
+    """``curve_us`` of one work."""
+    return float(curve_us(np.asarray([work], dtype=np.float64), points, times_us, floor_us)[0])

@@ -38,7 +38,11 @@ class Costs(msgspec.Struct, frozen=True):
 
 
 class PlacedRank(msgspec.Struct, frozen=True):
-    """One rank on its device; ranks that run the same program alike share ``costs``."""
+    """One rank on its device; ranks that run the same program alike share ``costs``.
+
+    ``outside``: what else of the device's memory is taken, by name: not by PyTorch's allocator, but by the context
+    and by NCCL.  nvidia-smi shows it, ``memory_allocated`` does not.
+    """
 
     rank: int
     device: str
@@ -47,6 +51,7 @@ class PlacedRank(msgspec.Struct, frozen=True):
     costs: Costs
     memory_bytes: int | None = None
     compute_capability: str = ""
+    outside: dict[str, int] = {}
 
 
 class Placement(msgspec.Struct, frozen=True):

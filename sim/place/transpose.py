@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sim.graph import OpGraph
 from sim.ops import Copy, Kernel
-from sim.place.kernels import is_known, kernel_cost, memory_cost
+from sim.place.kernels import has_shapes, is_known, kernel_cost, memory_cost
 from sim.timeline import DurationSource
 from sim.topology.device import DeviceProfile, find_device
 
@@ -26,7 +26,7 @@ def rescaled(
     if source.name == target.name:
         return op.measured_ns, "measured"
     work = graph.works[op.work] if isinstance(op, Kernel) and op.work is not None else None
-    if work is not None and is_known(work.op):
+    if work is not None and is_known(work.op) and has_shapes(work):
         here, there = kernel_cost(work, target), kernel_cost(work, source)
         return round(op.measured_ns * here.ns / there.ns), "roofline"
     nbytes = op.bytes if isinstance(op, Copy) and op.bytes else 1 << 26

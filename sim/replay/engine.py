@@ -15,6 +15,7 @@ import simpy
 from sim.errors import DeadlockError, UserError
 from sim.ops import Alloc, Collective, Free, HostCall, Lane, Op
 from sim.place.placement import Flow, PlacedRank, Placement
+from sim.replay.allocator.config import AllocatorConfig
 from sim.replay.links import Links
 from sim.replay.memory import RankMemory
 
@@ -154,12 +155,18 @@ class RankReplay:
     """One rank: its lanes as processes, its moments, its memory."""
 
     def __init__(
-        self, env: simpy.Environment, placed: PlacedRank, ops: Sequence[Op], meetings: Meetings, links: Links | None
+        self,
+        env: simpy.Environment,
+        placed: PlacedRank,
+        ops: Sequence[Op],
+        meetings: Meetings,
+        links: Links | None,
+        memory: RankMemory,
     ) -> None:
         self.placed = placed
         self.ops = ops
         self.moments = Moments(env, len(ops))
-        self.memory = RankMemory(placed)
+        self.memory = memory
         self.transfer_ns: dict[int, int] = {}
         self._env = env
         self._meetings = meetings
@@ -255,7 +262,7 @@ class RankReplay:
             yield self._env.timeout(meeting.end - self._env.now)
 
 
-def run(placement: Placement, *, contention: bool = True) -> list[RankReplay]:
+def run(placement: Placement, *, contention: bool = True, allocator: AllocatorConfig | None = None) -> list[RankReplay]:
     """Let time pass until every operation has ended; without ``contention`` transfers do not share links.
 
     Raises DeadlockError where ranks wait for each other, naming ranks, collectives and operations, and UserError
@@ -267,7 +274,7 @@ def run(placement: Placement, *, contention: bool = True) -> list[RankReplay]:
     replays = []
     for placed in placement.ranks:
         program = placement.graph.programs[placed.program]
-        replay = RankReplay(env, placed, program.ops, meetings, links)
+        replay = RankReplay(env, placed, program.ops, meetings, links, RankMemory(placed, allocator))
         replay.run(program.lanes)
         replays.append(replay)
     env.run()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import NamedTuple
+
 from sim.ops import Alloc, Category, Free
 from sim.place.placement import PlacedRank
 from sim.replay.allocator.caching import Allocation, CachingAllocator
@@ -23,6 +26,15 @@ class Card(DeviceMemory):
         self._free = UNLIMITED_BYTES
 
 
+class Holding(NamedTuple):
+    """A block in use: who asked for it, its size in the allocator, what it is for."""
+
+    name: str
+    bytes: int
+    category: Category
+    module: str
+
+
 class RankMemory:
     """Sends a rank's allocations and frees through its allocator and remembers curve, peak and first failure.
 
@@ -34,26 +46,31 @@ class RankMemory:
         self.rank = placed.rank
         self.samples: list[MemorySample] = []
         self.out_of_memory: OutOfMemory | None = None
-        self.peak: MemoryPeak | None = None
-        self._capacity = placed.memory_bytes
         self._capability = placed.compute_capability
-        self._card = Card(self._capacity or UNLIMITED_BYTES)
+        self._capacity = placed.memory_bytes  # what PyTorch's allocator can have of it
+        total = placed.memory_bytes or UNLIMITED_BYTES
+        outside = min(sum(placed.outside.values()), total)
+        if self._capacity is not None:
+            self._capacity -= outside
+        self._card = Card(total, outside)
         self._allocator = CachingAllocator(config, self._card)
-        self._live: dict[int, tuple[int, int, Category]] = {}
-        self._by_category: dict[Category, int] = {}
+        self._live: dict[int, tuple[int, Holding]] = {}
+        self._history: list[tuple[Holding, int]] = []  # what came (+1) and went (-1), a pair a sample
+        self._most = -1  # the sample at which most was allocated
 
     def allocate(self, op: Alloc, time: int) -> None:
         """Serve a request; the block lives until :meth:`free`."""
         address, size = self._serve(op.bytes, max(op.stream, 0), op.name, time)
-        self._live[op.block] = (address, size, op.category)
-        self._held(size, op.category, op.name, time)
+        holding = Holding(op.name, size, op.category, op.module or op.name.rpartition(".")[0])
+        self._live[op.block] = (address, holding)
+        self._note(holding, 1, time)
 
     def take_workspace(self, stream: int, time: int) -> None:
         """cuBLAS takes its workspace at the first matrix product of a stream and keeps it."""
         if self._capability:
             major, minor = self._capability.split(".")
             _, size = self._serve(cublas_workspace_bytes((int(major), int(minor))), stream, WORKSPACE, time)
-            self._held(size, "workspace", WORKSPACE, time)
+            self._note(Holding(WORKSPACE, size, "workspace", ""), 1, time)
 
     def _serve(self, nbytes: int, stream: int, name: str, time: int) -> Allocation:
         try:
@@ -63,25 +80,39 @@ class RankMemory:
             self._card.pretend_room()
             return self._allocator.malloc(nbytes, stream)
 
-    def _held(self, size: int, category: Category, name: str, time: int) -> None:
-        self._by_category[category] = self._by_category.get(category, 0) + size
-        self._sample(time)
-        allocated = self._allocator.allocated_bytes
-        if self.peak is None or allocated > self.peak.allocated_bytes:
-            alive = {kind: total for kind, total in self._by_category.items() if total}
-            self.peak = MemoryPeak(self.rank, time, allocated, self._allocator.reserved_bytes, name, alive)
-
     def free(self, op: Free, time: int) -> None:
         """Give a block back."""
-        address, size, category = self._live.pop(op.block)
-        self._by_category[category] -= size
-        if size:
+        address, holding = self._live.pop(op.block)
+        if holding.bytes:
             self._allocator.free(address)
-        self._sample(time)
+        self._note(holding, -1, time)
 
-    def _sample(self, time: int) -> None:
+    def peak(self) -> MemoryPeak | None:
+        """The instant at which most was allocated, with what was alive; None where nothing was."""
+        if self._most < 0:
+            return None
+        by_category: Counter[Category] = Counter()
+        by_module: Counter[str] = Counter()
+        for holding, sign in self._history[: self._most + 1]:
+            by_category[holding.category] += sign * holding.bytes
+            by_module[holding.module] += sign * holding.bytes
+        sample = self.samples[self._most]
+        return MemoryPeak(
+            rank=self.rank,
+            time_ns=sample.time_ns,
+            allocated_bytes=sample.allocated_bytes,
+            reserved_bytes=sample.reserved_bytes,
+            op=self._history[self._most][0].name,
+            by_category={category: held for category, held in by_category.items() if held},
+            by_module={module: held for module, held in by_module.most_common() if held and module},
+        )
+
+    def _note(self, holding: Holding, sign: int, time: int) -> None:
         held = self._allocator
+        if self._most < 0 or held.allocated_bytes > self.samples[self._most].allocated_bytes:
+            self._most = len(self.samples)
         self.samples.append(MemorySample(self.rank, time, held.allocated_bytes, held.reserved_bytes))
+        self._history.append((holding, sign))
 
     def _remember(self, error: OutOfMemoryError, nbytes: int, name: str, time: int) -> None:
         if self.out_of_memory is None and self._capacity is not None:

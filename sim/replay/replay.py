@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sim.ops import Alloc, Collective, Copy, Free, Kernel, Mark, Op
 from sim.place.placement import Placement
+from sim.replay.allocator.config import AllocatorConfig
 from sim.replay.engine import RankReplay, run
 from sim.timeline import RankInfo, Span, SpanKind, Step, Timeline, Track
 
 
-def replay(placement: Placement, *, contention: bool = True) -> Timeline:
-    """Replay a placed graph and tell what happened when; ``contention`` lets transfers share links.
+def replay(placement: Placement, *, contention: bool = True, allocator: AllocatorConfig | None = None) -> Timeline:
+    """Replay a placed graph and tell what happened when; ``contention`` lets transfers share links,
+    ``allocator`` is what PYTORCH_CUDA_ALLOC_CONF says.
 
     Raises DeadlockError and UserError as :func:`run` does.
     """
-    replays = run(placement, contention=contention)
+    return timeline_of(placement, run(placement, contention=contention, allocator=allocator))
+
+
+def timeline_of(placement: Placement, replays: Sequence[RankReplay]) -> Timeline:
+    """Tell what happened when in a replay that was run."""
     tracks: list[Track] = []
     spans: list[Span] = []
     steps: list[Step] = []
@@ -22,12 +30,12 @@ def replay(placement: Placement, *, contention: bool = True) -> Timeline:
     return Timeline(
         name=placement.graph.name,
         origin="predicted",
-        ranks=tuple(RankInfo(r.rank, r.device, r.device_name, r.memory_bytes) for r in placement.ranks),
+        ranks=tuple(RankInfo(r.rank, r.device, r.device_name, r.memory_bytes, r.outside) for r in placement.ranks),
         tracks=tuple(tracks),
         spans=tuple(spans),
         steps=tuple(steps),
         memory=tuple(sample for r in replays for sample in r.memory.samples),
-        peaks=tuple(r.memory.peak for r in replays if r.memory.peak is not None),
+        peaks=tuple(peak for r in replays if (peak := r.memory.peak()) is not None),
         out_of_memory=tuple(r.memory.out_of_memory for r in replays if r.memory.out_of_memory is not None),
         warnings=placement.graph.warnings + placement.warnings,
     )

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column
 from rich.text import Text
 
-from sim.report.text import number_column, plain_table
+from sim.report.cells import number_column, plain_table
 from sim.units import format_bytes
 
 _PAIRS = (

@@ -83,21 +83,39 @@ def write_traces(timeline: Timeline, path: Path) -> tuple[Path, ...]:
 
 
 def _write(timeline: Timeline, path: Path, ranks: Sequence[int]) -> None:
+    check_name(path)
+    write_content(encode_trace(timeline, ranks), path)
+
+
+def check_name(path: Path) -> None:
+    """InputError where a trace file cannot have that name."""
     if not path.name.endswith(SUFFIXES):
         raise InputError(path, "a trace file's name ends in .pt.trace.json or .pt.trace.json.gz")
-    content = encode_trace(timeline, ranks)
+
+
+def write_content(content: bytes, path: Path) -> None:
+    """Write a trace file's JSON, compressed where its name says so."""
     # No file name and no time in the gzip header: the same timeline gives the same bytes.
     write_whole(path, gzip.compress(content, compresslevel=6, mtime=0) if path.name.endswith(".gz") else content)
 
 
 def encode_trace(timeline: Timeline, ranks: Sequence[int] | None = None) -> bytes:
     """The file's JSON, one event a line, of those ranks (by default of all)."""
+    return encode_events(*trace_events(timeline, ranks))
+
+
+def trace_events(timeline: Timeline, ranks: Sequence[int] | None = None) -> tuple[Event, Iterator[Event]]:
+    """What a trace file says of itself, and its events."""
     chosen = [info for info in timeline.ranks if ranks is None or info.rank in ranks]
     layout = _Layout(timeline, chosen)
+    return _head(timeline, layout), _events(timeline, layout)
+
+
+def encode_events(head: Event, events: Iterable[Event]) -> bytes:
+    """The JSON of a trace file, one event a line."""
     encoder = msgspec.json.Encoder()
-    head = encoder.encode(_head(timeline, layout))[:-1]
-    events = b",\n".join(encoder.encode(event) for event in _events(timeline, layout))
-    return head + b',"traceEvents":[\n' + events + b"\n]}\n"
+    encoded = b",\n".join(encoder.encode(event) for event in events)
+    return encoder.encode(head)[:-1] + b',"traceEvents":[\n' + encoded + b"\n]}\n"
 
 
 def exact_us(start_ns: int, duration_ns: int) -> tuple[float, float]:

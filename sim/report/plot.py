@@ -1,4 +1,4 @@
-"""Plot: memory over time as a picture, one panel per rank."""
+"""Plot: memory over time as a picture, one panel for all ranks that are alike."""
 
 from __future__ import annotations
 
@@ -25,25 +25,28 @@ def write_memory_plot(timeline: Timeline, path: Path) -> None:
     """Write a PNG of what was allocated and reserved over time, with the peak named and the device's memory as a
     line; the same timeline gives the same bytes.
 
-    Of more than ``MOST_PANELS`` ranks those with the highest peaks are drawn.  UserError where the timeline has no
-    memory events, InputError where the file's name does not end in ``.png`` or it cannot be written.
+    Ranks with the same curve share a panel; of more than ``MOST_PANELS`` those with the highest peaks are drawn.
+    UserError where the timeline has no memory events, InputError where the file's name does not end in ``.png`` or it
+    cannot be written.
     """
     if path.suffix != ".png":
         raise InputError(path, "the plot of memory is a PNG: choose a name that ends in .png")
     samples = _by_rank(timeline)
     if not samples:
         raise UserError(f"{timeline.name}: no memory events to plot; record a trace with profile_memory=True")
-    drawn = _highest([info for info in timeline.ranks if info.rank in samples], samples)
+    alike = _alike(timeline, samples)
+    drawn = _highest([ranks[0] for ranks in alike], samples)
     figure = Figure(figsize=(9, 1.2 + 2.8 * len(drawn)), dpi=_DPI, layout="constrained")
     panels = figure.subplots(len(drawn), 1, squeeze=False, sharex=True)[:, 0]
     end_ns = max([timeline.end_ns, *(rank[-1].time_ns for rank in samples.values())])
     for panel, info in zip(panels, drawn, strict=True):
         stopped = next((event for event in timeline.out_of_memory if event.rank == info.rank), None)
         _panel(panel, info, samples[info.rank], end_ns, stopped)
+        panel.set_title(_title(next(ranks for ranks in alike if ranks[0] is info)), loc="left", fontsize=10)
         _steps(panel, timeline, info.rank)
     panels[0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
     panels[-1].set_xlabel("time (ms)")
-    hidden = len(samples) - len(drawn)
+    hidden = len(alike) - len(drawn)
     figure.suptitle(f"Memory of {timeline.name}" + (f" (the highest {MOST_PANELS} of ranks)" if hidden else ""))
     write_whole(path, _png(figure))
 
@@ -53,6 +56,25 @@ def _by_rank(timeline: Timeline) -> dict[int, list[MemorySample]]:
     for sample in timeline.memory:
         samples.setdefault(sample.rank, []).append(sample)
     return samples
+
+
+def _alike(timeline: Timeline, samples: dict[int, list[MemorySample]]) -> list[list[RankInfo]]:
+    """Ranks on devices alike whose memory is the same at every moment, in the order of their first."""
+    groups: dict[object, list[RankInfo]] = {}
+    for info in timeline.ranks:
+        if info.rank in samples:
+            curve = tuple((s.time_ns, s.allocated_bytes, s.reserved_bytes) for s in samples[info.rank])
+            groups.setdefault((info.device_name, info.memory_bytes, curve), []).append(info)
+    return list(groups.values())
+
+
+def _title(ranks: Sequence[RankInfo]) -> str:
+    first = ranks[0]
+    if len(ranks) == 1:
+        return f"rank {first.rank}: {first.device} {first.device_name}".rstrip()
+    numbers = ", ".join(str(info.rank) for info in ranks[:MOST_PANELS])
+    more = f" and {len(ranks) - MOST_PANELS} more" if len(ranks) > MOST_PANELS else ""
+    return f"ranks {numbers}{more}, all alike: {first.device_name}"
 
 
 def _highest(ranks: Sequence[RankInfo], samples: dict[int, list[MemorySample]]) -> list[RankInfo]:
@@ -85,7 +107,6 @@ def _panel(panel: Any, info: RankInfo, samples: list[MemorySample], end_ns: int,
     if stopped is not None:
         _mark_stop(panel, stopped)
     panel.set_ylabel("GiB")
-    panel.set_title(f"rank {info.rank}: {info.device} {info.device_name}".rstrip(), loc="left", fontsize=10)
     panel.grid(axis="y", alpha=0.3)
 
 

@@ -61,7 +61,8 @@ class Breakdown(msgspec.Struct, frozen=True):
 
 
 class RankSummary(msgspec.Struct, frozen=True):
-    """One rank.  Peaks and memory are bytes, and None where nothing is known of them."""
+    """One rank.  Peaks and memory are bytes, and None where nothing is known of them; ``outside_bytes`` is what of the
+    memory is taken outside PyTorch's allocator, by name (an estimate)."""
 
     rank: int
     device: str
@@ -74,6 +75,7 @@ class RankSummary(msgspec.Struct, frozen=True):
     peak_allocated_bytes: int | None
     peak_reserved_bytes: int | None
     memory_bytes: int | None
+    outside_bytes: dict[str, int]
 
 
 class CollectiveRow(msgspec.Struct, frozen=True):
@@ -121,7 +123,8 @@ class StepRow(msgspec.Struct, frozen=True):
 
 
 class PeakRow(msgspec.Struct, frozen=True):
-    """The instant of a rank at which the most was allocated, what asked, and what was alive."""
+    """The instant of a rank at which the most was allocated, what asked, and what was alive; ``fragmentation`` is the
+    share of the reserved memory that was not allocated then."""
 
     rank: int
     time_ms: float
@@ -129,6 +132,8 @@ class PeakRow(msgspec.Struct, frozen=True):
     reserved_bytes: int
     op: str
     by_category: dict[Category, int]
+    by_module: dict[str, int]
+    fragmentation: float
 
 
 class OutOfMemoryRow(msgspec.Struct, frozen=True):
@@ -338,6 +343,7 @@ def _rank(
         peak_allocated_bytes=peak[0] if peak else None,
         peak_reserved_bytes=peak[1] if peak else None,
         memory_bytes=info.memory_bytes,
+        outside_bytes=info.outside,
     )
 
 
@@ -425,6 +431,8 @@ def _peaks(timeline: Timeline) -> tuple[PeakRow, ...]:
             reserved_bytes=peak.reserved_bytes,
             op=peak.op,
             by_category=dict(sorted(peak.by_category.items(), key=lambda item: (-item[1], item[0]))),
+            by_module=dict(sorted(peak.by_module.items(), key=lambda item: (-item[1], item[0]))),
+            fragmentation=1 - peak.allocated_bytes / peak.reserved_bytes if peak.reserved_bytes else 0.0,
         )
         for peak in timeline.peaks
     )

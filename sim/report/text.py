@@ -9,21 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import msgspec
-from rich import box
 from rich.console import Console
 from rich.measure import Measurement
-from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
+from sim.report.cells import ms_text as _ms
+from sim.report.cells import number_column, plain_table
+from sim.report.cells import percent as _percent
+from sim.report.cells import render_more as _more
+from sim.report.cells import render_warnings as _warnings
+from sim.report.cells import shorten as _short
 from sim.report.steps import UNMARKED
 from sim.report.summary import OutOfMemoryRow, RankSummary, Summary
 from sim.units import GIB, format_bytes
 
 MOST_RANKS = 8
+MOST_MODULES = 3
 MOST_STEPS = 10
 MOST_COLLECTIVES = 8
-MOST_WARNINGS = 10
 _BAR = 24
 _UNBOUNDED = 10_000  # columns: wider than any table is by itself
 
@@ -174,6 +178,8 @@ def _memory(summary: Summary, console: Console) -> None:
         share = size / fullest.memory_bytes if fullest.memory_bytes else None
         bar = _bar(share, console) if share is not None else Text("")
         table.add_row(name, f"{_gib(size)} GiB", "" if share is None else _percent(share), bar)
+    for name, size in fullest.outside_bytes.items():
+        table.add_row(f"{name}, about", f"{_gib(size)} GiB", "", "", style="dim")
     if fullest.memory_bytes:
         table.add_row("of device memory", f"{_gib(fullest.memory_bytes)} GiB", "", "", style="dim")
     console.print()
@@ -181,6 +187,10 @@ def _memory(summary: Summary, console: Console) -> None:
     for peak in [peak for peak in summary.memory_peaks if peak.rank == fullest.rank and peak.by_category][:1]:
         parts = ", ".join(f"{category} {format_bytes(held)}" for category, held in peak.by_category.items())
         console.print(Text(f"at the peak of rank {peak.rank} ({peak.op or 'no op'}): {parts}"))
+        modules = [f"{name} {format_bytes(held)}" for name, held in peak.by_module.items()]
+        if modules:
+            more = f" and {len(modules) - MOST_MODULES} modules more" if len(modules) > MOST_MODULES else ""
+            console.print(Text(f"most of it for {', '.join(modules[:MOST_MODULES])}{more}"))
 
 
 def _steps(summary: Summary, console: Console) -> None:
@@ -274,52 +284,12 @@ def _durations(summary: Summary, console: Console) -> None:
     console.print(line)
 
 
-def _warnings(warnings: Sequence[str], console: Console) -> None:
-    for warning in warnings[:MOST_WARNINGS]:
-        # A hanging indent: the text wraps under itself.
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(Text("warning:", style="yellow"), Text(warning, overflow="fold"))
-        console.print(grid)
-    _more(len(warnings) - MOST_WARNINGS, "warnings", console)
-
-
-def _more(count: int, what: str, console: Console) -> None:
-    if count > 0:
-        console.print(Padding(Text(f"... and {count} more {what}", style="dim"), (0, 0, 0, 1)))
-
-
-def plain_table(*columns: Column, header: bool = True, expand: bool = False) -> Table:
-    """The look of all tables: no frame, a line under the head."""
-    return Table(*columns, box=box.SIMPLE_HEAD, show_header=header, show_edge=False, pad_edge=False, expand=expand)
-
-
-def number_column(name: str) -> Column:
-    """Right-aligned and never wrapped."""
-    return Column(name, justify="right", no_wrap=True)
-
-
 def _plain(name: str) -> Text:
     return Text(name)
 
 
-def _short(name: str) -> str:
-    """A kernel's name without what all kernels' names begin with."""
-    for prefix in ("void ", "at::native::", "(anonymous namespace)::"):
-        name = name.removeprefix(prefix)
-    return name
-
-
-def _ms(ms: float) -> str:
-    """Two decimals, so that columns align; four where these would say next to nothing."""
-    return f"{ms:.4f}" if 0 < abs(ms) < 0.05 else f"{ms:.2f}"
-
-
 def _gib(nbytes: int) -> str:
     return f"{nbytes / GIB:.2f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _signed(error: float) -> str:

@@ -11,22 +11,18 @@ from functools import cache
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from sim.errors import InputError, UnknownNameError
+from sim.topology.calibration import Calibration
+from sim.topology.fields import Count, Dtype, FileModel, Positive, Text, Time
 from sim.topology.problems import problems_of
 from sim.topology.yaml_file import parse_yaml, read_named, shipped_names
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Time = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(gt=0)]
-Text = Annotated[str, Field(min_length=1)]
-
-
-class FileModel(BaseModel):
-    """Frozen; a key that is not known is a mistake; numbers are numbers, not text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+__all__ = [
+    "Count", "DeviceProfile", "FileModel", "Positive", "Text", "Time", "check_length", "check_rising", "find_device",
+    "load_device", "read_device", "shipped_devices", "validate_device",
+]  # fmt: skip
 
 
 class Pcie(FileModel):
@@ -67,7 +63,7 @@ class GemmCurve(FileModel):
     what: str = ""
     shape: Literal["square"] = "square"
     flops: tuple[Positive, ...]
-    us: dict[str, tuple[Positive, ...]]
+    us: dict[Dtype, tuple[Positive, ...]]
 
     @model_validator(mode="after")
     def _same_length(self) -> GemmCurve:
@@ -115,7 +111,12 @@ class Measured(FileModel):
 
 
 class DeviceProfile(FileModel):
-    """One device.  ``tflops`` are dense data-sheet rates by torch dtype; tensor-core dtypes accumulate in float32."""
+    """One device.  ``tflops`` are dense data-sheet rates by torch dtype; tensor-core dtypes accumulate in float32.
+
+    ``memory_kind``: HBM carries its error correction beside the data; server cards with GDDR switch on one that takes
+    part of the bandwidth, workstation and consumer cards do not.  ``process_nm`` is the family of the manufacturing
+    process; energy per operation follows it.
+    """
 
     name: Text
     full_name: Text
@@ -129,14 +130,21 @@ class DeviceProfile(FileModel):
     sms: Count
     memory_gib: Positive
     memory_bandwidth_gb_s: Positive
+    memory_kind: Literal["hbm", "gddr", "gddr with ecc"] | None = None
     l2_mib: Positive
-    tflops: Annotated[dict[str, Positive], Field(min_length=1)]
+    tflops: Annotated[dict[Dtype, Positive], Field(min_length=1)]
     tdp_w: Positive | None = None
+    process_nm: Positive | None = None
     pcie: Pcie | None = None
     pcie_p2p: bool = True
     nvlink: Nvlink | None = None
     launch: Launch | None = None
     measured: Measured = Measured()
+    calibration: Calibration = Calibration()
+
+    def __hash__(self) -> int:
+        """By name and source; equality compares everything, so what is computed from a profile can be kept."""
+        return hash((self.name, self.source))
 
     @property
     def memory_bytes(self) -> int:

@@ -55,6 +55,7 @@ class DataParallel:
         self._ready: list[Any] = []
         self._under_way: list[int] = []
         self._missing: list[int] = []
+        self._place: dict[Any, tuple[int, torch.Tensor]] = {}
         parameters = [p for p in model.parameters() if p.requires_grad]
         self._fill_buckets([parameters])
         for parameter in parameters:

@@ -139,6 +139,7 @@ class _File(msgspec.Struct):
     devices: list[_Device] = msgspec.field(default_factory=list, name="deviceProperties")
     base_ns: int | None = msgspec.field(default=None, name="baseTimeNanoseconds")
     tracesim_device: str = ""
+    host_name: str = ""
 
 
 class Thread(msgspec.Struct, frozen=True):
@@ -230,6 +231,7 @@ class KinetoTrace(msgspec.Struct):
     groups: dict[str, tuple[int, ...]]
     devices: dict[int, DeviceProperties]
     cpu_is_device: bool
+    host_name: str
     threads: list[Thread]
     host: list[HostEvent]
     runtime: list[RuntimeEvent]
@@ -297,6 +299,7 @@ def _decode_leniently(path: Path, raw: bytes) -> tuple[_File, Counter[str]]:
         devices=_part(top.get("deviceProperties"), list[_Device], []),
         base_ns=_part(top.get("baseTimeNanoseconds"), int, None),
         tracesim_device=_part(top.get("tracesim_device"), str, ""),
+        host_name=_part(top.get("host_name"), str, ""),
     ), skipped
 
 
@@ -380,6 +383,7 @@ class _Sorting:
             groups={str(g.pg_name): tuple(g.ranks) for g in info.pg_config if g.ranks},
             devices={d.id: DeviceProperties(d.name, d.memory) for d in file.devices},
             cpu_is_device=file.tracesim_device == "cpu",
+            host_name=file.host_name,
             threads=[Thread(*key, self.thread_names.get(key, f"thread {key[1]}")) for key in self.threads],
             host=self.host,
             runtime=self.runtime,

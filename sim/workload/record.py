@@ -163,7 +163,8 @@ class Recorder(TorchDispatchMode):
         if name == READ_VALUE:
             return self._value_read(inputs[0])
         known = {tensor.untyped_storage()._cdata for tensor in inputs}
-        result = func(*args, **(kwargs or {}))
+        # Waiting gives back the tensor itself, as ProcessGroupNCCL does; its fake implementation would make another.
+        result = inputs[0] if name == WAIT else func(*args, **(kwargs or {}))
         if not self.stopped:
             outputs = list(_tensors(result))
             fresh = any(t.untyped_storage()._cdata not in known for t in outputs)

@@ -36,19 +36,19 @@ def test_the_constant_of_the_smallest_point_is_taken_off() -> None:
     assert kernel_us(200, [1, 100], [12, 110], floor_us=2) == pytest.approx(200)
 
 
-def test_a_large_gemm_is_on_the_measured_curve(a5000: DeviceProfile) -> None:
-    # 8,666^3 lies between measured points: 6.52e11 flops in 8,903 us and 1.03e12 in 12,696 us; 2 * 8192^3 is 1.0995e12,
-    # a little beyond the second: between 12.7 ms and 20.8 ms (1.52e12), at 73 to 81 TFLOP/s.
-    cost = kernel_cost(mm(8192, 8192, 8192), a5000)
-    assert cost.source == "profile" and cost.bound == "compute"
-    assert 12_700_000 < cost.ns < 2 * 8192**3 / 70e12 * 1e9
+def test_a_square_is_on_the_measured_curve(a5000: DeviceProfile) -> None:
+    # A measured point: 8008^3 in 12,695.9 us per call; the smallest call shows a constant of 15.3 - 1.5 = 13.8 us.
+    cost = kernel_cost(mm(8008, 8008, 8008), a5000)
+    assert cost.source == "profile" and cost.bound == "compute" and cost.lender == ""
+    assert cost.ns == pytest.approx(12_695_900 - 13_809, rel=0.01)
 
 
 def test_a_thin_gemm_is_bound_by_its_operands(a5000: DeviceProfile) -> None:
-    # One row times 8192 x 8192: 134 MB of weights at 684 GB/s are 196 us; its 0.13 GFLOP would take 2 us.
+    # One row times 8192 x 8192: 134 MB of weights at 684 GB/s are 196 us; its 0.13 GFLOP would take 2 us.  A40s reach
+    # eight tenths to all of that in such products.
     cost = kernel_cost(mm(1, 8192, 8192), a5000)
     assert cost.bound == "memory"
-    assert cost.ns == pytest.approx(196_000, rel=0.05)
+    assert 196_000 < cost.ns < 196_000 / 0.8
 
 
 def test_bytes_are_moved_at_the_measured_bandwidth(a5000: DeviceProfile) -> None:
@@ -87,8 +87,9 @@ def test_registering_an_op_twice_is_an_error() -> None:
         register("aten::mm")(kernel_cost)
 
 
-def test_a_gpu_without_curves_uses_its_data_sheet() -> None:
-    # A40: 149.7 TFLOP/s at the A5000's share of 73 / 111.1; 2 * 8192^3 flops take 11.2 ms.
-    cost = kernel_cost(mm(8192, 8192, 8192), load_device("a40"))
-    assert cost.source == "roofline"
-    assert cost.ns == pytest.approx(2 * 8192**3 / (149.7e12 * 73 / 111.1) * 1e9, rel=1e-3)
+def test_a_gpu_without_curves_uses_its_data_sheet_and_a_lender() -> None:
+    # An RTX A6000 is an A40 with a little more clock: 154.8 against 149.7 TFLOP/s, so its product takes 0.967 as long.
+    a40, a6000 = (kernel_cost(mm(8192, 8192, 8192), load_device(name)) for name in ("a40", "rtx-a6000"))
+    assert a40.source == "profile"
+    assert (a6000.source, a6000.lender) == ("roofline", "a40")
+    assert a6000.ns == pytest.approx(a40.ns * 149.7 / 154.8, rel=0.03)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sim
 from sim.graph import OpGraph, Program, RankProgram
 from sim.ops import Alloc, Free, HostCall, Kernel, Op, TensorMeta, Work
+from sim.place.outside import CUDA_CONTEXT_BYTES
 from sim.timeline import Timeline
 from sim.units import GIB, MIB
 from tests.programs import LANES, MAIN, STREAM
@@ -35,7 +36,7 @@ def test_what_does_not_fit_is_named_and_the_need_still_told() -> None:
     timeline = on_one_a5000(alloc(1, 20 * GIB), alloc(2, 5 * GIB), Free(lane=MAIN, block=1))
     (failure,) = timeline.out_of_memory
     assert (failure.op, failure.requested_bytes, failure.allocated_bytes) == ("block 2", 5 * GIB, 20 * GIB)
-    assert failure.capacity_bytes == 24 * GIB
+    assert failure.capacity_bytes == 24 * GIB - CUDA_CONTEXT_BYTES
     assert timeline.peaks[0].allocated_bytes == 25 * GIB
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_machine import Machine
-from oracle import replay, steps
 
 from sim.errors import InputError, UserError
 from sim.workload.inputs import read_inputs
 from sim.workload.kineto import read_trace
 from sim.workload.link import link_traces
+from tests.oracle import replay, steps
+from tests.workload.made_machine import Machine
 
 Event = dict[str, Any]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import replay, steps
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from sim.ops import HostCall
 from sim.workload.inputs import read_inputs
+from tests.oracle import replay, steps
 
 
 def test_a_training_loop_on_this_cpu(tmp_path: Path) -> None:

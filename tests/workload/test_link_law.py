@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_machine import Machine
-from oracle import replay, steps
-from scaling import scaled
 
 from sim.workload.inputs import read_inputs
+from tests.oracle import replay, steps
+from tests.workload.made_machine import Machine
+from tests.workload.scaling import scaled
 
 Program = Callable[[Machine], None]
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_machine import Machine
-from oracle import replay, steps
 
 from sim.errors import UserError
 from sim.ops import Alloc, Collective, Copy, Free, HostCall, Kernel, TensorMeta, Work
 from sim.workload.inputs import Workload, read_inputs
 from sim.workload.link.collectives import kind_of
 from sim.workload.link.nodes import plain_name
+from tests.oracle import replay, steps
+from tests.workload.made_machine import Machine
 
 Event = dict[str, Any]
 

@@ -6,9 +6,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from oracle import replay as oracle_replay
-from oracle import steps
-from scaling import scaled
 
 from sim.ops import Alloc, Collective, Free, HostCall, Kernel
 from sim.place.captured import place_as_captured
@@ -17,6 +14,9 @@ from sim.timeline import Timeline
 from sim.workload.inputs import Workload, read_inputs
 from sim.workload.kineto import read_trace
 from sim.workload.link import link_traces
+from tests.oracle import replay as oracle_replay
+from tests.oracle import steps
+from tests.workload.scaling import scaled
 
 # Whether the first step of the trace was cut by the profiler's start: it is left out of what is claimed.
 TRACES = {

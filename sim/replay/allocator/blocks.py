@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from sim.replay.allocator.expandable import VirtualRange
     from sim.replay.allocator.pools import BlockPool
 
-ADDRESS_BITS = 64  # addresses of the unified address space fit; sizes stand above them in a key
+_ADDRESS_BITS = 64  # addresses of the unified address space fit
+_SIZE_SHIFT = 2 * _ADDRESS_BITS  # above the address stands the number that decides between equal sizes, then the size
+
+
+def smallest_key(size: int) -> int:
+    """The key before all blocks of at least this size: where a search for one begins."""
+    return size << _SIZE_SHIFT
 
 
 class Block:
@@ -30,6 +36,7 @@ class Block:
         "idle",
         "mapped",
         "next",
+        "number",
         "pool",
         "previous",
         "requested",
@@ -55,6 +62,7 @@ class Block:
         self.next: Block | None = None
         self.users: dict[int, bool] | None = None  # other streams that use it; true: said during a graph's capture
         self.events = 0  # uses by other streams that must end before the block is free
+        self.number = 0  # see ordering.py
         self.age_base = 0  # its pool's search count when it became free
 
     @property
@@ -62,9 +70,22 @@ class Block:
         return self.address + self.size
 
     @property
+    def key(self) -> int:
+        """Where it stands among free blocks: by (size, number, address)."""
+        return self.size << _SIZE_SHIFT | self.number << _ADDRESS_BITS | self.address
+
+    @property
     def whole(self) -> bool:
         """Whether it is a whole segment, not a part of one (``!is_split()``)."""
         return self.previous is None and self.next is None
+
+    @property
+    def head(self) -> Block:
+        """The first block of its segment."""
+        block = self
+        while block.previous is not None:
+            block = block.previous
+        return block
 
     def link(self, previous: Block | None, following: Block | None) -> None:
         """Put it between two neighbours (``splice``)."""

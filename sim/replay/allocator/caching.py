@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from sim.errors import UserError
-from sim.replay.allocator.blocks import ADDRESS_BITS, Block, absorb
+from sim.replay.allocator.blocks import Block, absorb, smallest_key
 from sim.replay.allocator.config import AllocatorConfig
 from sim.replay.allocator.device import Device, DeviceMemory
 from sim.replay.allocator.expandable import ExpandableSegments, expandable_size
 from sim.replay.allocator.ledger import Ledger, Listener, Statistics
 from sim.replay.allocator.oom import OutOfMemory, OutOfMemoryError
+from sim.replay.allocator.ordering import NEWEST_ORDERING, Numbering, Ordering
 from sim.replay.allocator.pools import COMMON_POOL, BlockPool, PoolId, PrivatePool
 from sim.replay.allocator.release import aged_victims, oversize_victims, whole_segments
 from sim.replay.allocator.rounding import (
@@ -67,7 +68,8 @@ class _Capture(NamedTuple):
 class CachingAllocator:
     """The allocator of one device.
 
-    ``listener`` is told of every request to the device, in order.  Sizes and addresses are bytes.
+    ``listener`` is told of every request to the device, in order.  Sizes and addresses are bytes.  ``ordering``
+    says which of several free blocks of one size is taken, which changed with 2.12 and 2.13.
     """
 
     def __init__(
@@ -76,10 +78,12 @@ class CachingAllocator:
         device: Device | None = None,
         listener: Listener | None = None,
         device_index: int = 0,
+        ordering: Ordering = NEWEST_ORDERING,
     ) -> None:
         self.device: Device = DeviceMemory() if device is None else device
         self.device_index = device_index
         self._ledger = Ledger(listener)
+        self.numbering = Numbering(ordering)
         self._small = BlockPool(small=True)
         self._large = BlockPool(small=False)
         self._private: dict[PoolId, PrivatePool] = {}
@@ -91,7 +95,7 @@ class CachingAllocator:
         self._deferred: list[Block] = []  # freed during a capture: their events wait for its end
         self.allowed_bytes: int | None = None
         self._ages_count = False
-        self._expandable = ExpandableSegments(self.device, self._ledger, 0)
+        self._expandable = ExpandableSegments(self.device, self._ledger, self.numbering, 0)
         self.reconfigure(AllocatorConfig() if config is None else config)
         self.set_memory_fraction(self.config.per_process_memory_fraction)
 
@@ -172,6 +176,9 @@ class CachingAllocator:
                 rest.next.previous = rest
             block.next = rest
             block.size = size
+            rest.number = block.number  # the front part is the new one
+            if self.numbering.by_block:
+                block.number = self.numbering.memory()
             pool.add(rest)
         else:
             size = block.size
@@ -371,7 +378,7 @@ class CachingAllocator:
     def best_fit(self, pool: BlockPool, stream: int, size: int) -> Block | None:
         """The block a request of ``size`` (rounded) bytes would be given from the cache, left where it is."""
         free = pool.free.get(stream)
-        block = None if free is None else free.first_from(size << ADDRESS_BITS)
+        block = None if free is None else free.first_from(smallest_key(size))
         if block is None:
             return None
         if block.virtual is not None:
@@ -389,7 +396,7 @@ class CachingAllocator:
         """``first`` or a larger block, when the best fitting one lies in an expandable segment."""
         if self._expanding and (first.next is None or first.next.mapped):
             return first  # it cannot grow, and every block after it is at least as large
-        following = pool.free[stream].upward_from(first.size << ADDRESS_BITS | first.address)
+        following = pool.free[stream].upward_from(first.key)
         best = next(following)
         if not self._expanding:
             # Expandable segments were switched off: only other blocks serve.
@@ -443,7 +450,9 @@ class CachingAllocator:
         if pool.owner is not None:
             pool.owner.segments += 1
         self._ledger.reserve("segment_alloc", address, wanted, stream, pool.pool_id)
-        return Block(address, wanted, stream, pool)
+        block = Block(address, wanted, stream, pool)
+        block.number = self.numbering.memory()
+        return block
 
     def _out_of_memory(self, stream: int, size: int, nbytes: int) -> OutOfMemoryError:
         ledger = self._ledger
@@ -570,12 +579,28 @@ class CachingAllocator:
         if block.size > size:
             rest = Block(block.address + size, block.size - size, block.stream, block.pool, block.virtual)
             rest.link(block, block.next)
+            rest.number = block.number
+            block.number = self.numbering.part(block)
             block.pool.add(rest)
             block.size = size
         block.allocated = True
         block.requested = nbytes
         self._live[block.address] = block
         self._ledger.hand_out(size, nbytes)
+
+    def make_older(self, block: Block, number: int) -> None:
+        """Give a block's memory a smaller number: all its segment's blocks, or (2.12) the block's alone."""
+        changed: Block | None = block if self.numbering.by_block else block.head
+        while changed is not None:
+            listed = changed.idle and changed.mapped
+            age_base = changed.age_base
+            if listed:
+                changed.pool.forget(changed)
+            changed.number = number
+            if listed:
+                changed.pool.add(changed)
+                changed.age_base = age_base
+            changed = None if self.numbering.by_block else changed.next
 
     # what is there
 
@@ -609,9 +634,9 @@ class CachingAllocator:
         """The block that is handed out at ``address``."""
         return self._live.get(address)
 
-    def pending_addresses(self) -> tuple[int, ...]:
-        """Freed blocks that other streams still use."""
-        return tuple(self._pending)
+    def is_pending(self, address: int) -> bool:
+        """Whether the block at ``address`` is freed but still used by another stream."""
+        return address in self._pending
 
 
 def _all_blocks(pool: BlockPool) -> Iterator[Block]:

@@ -63,3 +63,11 @@ def together(replays: list[SnapshotReplay]) -> SnapshotReplay:
         notes=tuple(dict.fromkeys(note for replay in replays for note in replay.notes)),
         **summed,
     )
+
+
+def best_of(replays: list[SnapshotReplay]) -> SnapshotReplay:
+    """The replay that explains a recording: exact before not, then the least left open, then the most matched."""
+    return max(
+        replays,
+        key=lambda replay: (replay.exact, -replay.not_predictable if replay.exact else 0, replay.allocations_matched),
+    )

@@ -13,6 +13,7 @@ from __future__ import annotations
 from sim.replay.allocator.blocks import Block, absorb
 from sim.replay.allocator.device import Device
 from sim.replay.allocator.ledger import Ledger
+from sim.replay.allocator.ordering import Numbering
 from sim.replay.allocator.pools import BlockPool
 from sim.replay.allocator.rounding import SMALL_BUFFER
 
@@ -41,11 +42,12 @@ class VirtualRange:
 class ExpandableSegments:
     """Maps and unmaps pages for one device."""
 
-    __slots__ = ("_device", "_ledger", "large_page")
+    __slots__ = ("_device", "_ledger", "_numbering", "large_page")
 
-    def __init__(self, device: Device, ledger: Ledger, large_page: int) -> None:
+    def __init__(self, device: Device, ledger: Ledger, numbering: Numbering, large_page: int) -> None:
         self._device = device
         self._ledger = ledger
+        self._numbering = numbering
         self.large_page = large_page
 
     def take(self, pool: BlockPool, stream: int, size: int) -> Block | None:
@@ -81,6 +83,7 @@ class ExpandableSegments:
         virtual = VirtualRange(self._device.reserve(size, stream), size, page)
         block = Block(virtual.address, size, stream, pool, virtual)
         block.mapped = False
+        block.number = self._numbering.memory()
         pool.add_unmapped(block)
         return block
 
@@ -97,6 +100,7 @@ class ExpandableSegments:
         if mapped < block.size:
             rest = Block(address + mapped, block.size - mapped, block.stream, pool, virtual)
             rest.mapped = False
+            rest.number = self._numbering.part(block)
             rest.link(block, block.next)
             pool.add_unmapped(rest)
             block.size = mapped
@@ -121,10 +125,12 @@ class ExpandableSegments:
         pool.forget(block)
         if start > block.address:
             before = Block(block.address, start - block.address, block.stream, pool, block.virtual)
+            before.number = self._numbering.part(block)
             before.link(block.previous, block)
             pool.add(before)
         if block.end > end:
             after = Block(end, block.end - end, block.stream, pool, block.virtual)
+            after.number = self._numbering.part(block)
             after.link(block, block.next)
             pool.add(after)
         block.address, block.size, block.mapped = start, end - start, False

@@ -1,8 +1,8 @@
 """Blocks in the order of an integer key, in logarithmic time for all practical numbers of blocks.
 
-PyTorch keeps free blocks in a ``std::set`` ordered by (stream, size, address) (``BlockComparatorSize`` in
-c10/cuda/CUDACachingAllocator.cpp, v2.13.0).  Here each stream has a list of its own, and size and address are
-one integer: Python compares integers several times faster than tuples.  The keys lie in buckets of bounded
+PyTorch keeps free blocks in a ``std::set`` ordered by (stream, size, number, address) (see ordering.py).  Here
+each stream has a list of its own, and the rest is one integer: Python compares integers several times faster
+than tuples.  The keys lie in buckets of bounded
 length, so an insertion moves at most a bucket's worth of pointers.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 
-from sim.replay.allocator.blocks import ADDRESS_BITS, Block
+from sim.replay.allocator.blocks import Block, smallest_key
 
 _BUCKET = 256  # keys in a full bucket; measured flat between 128 and 1024
 
@@ -100,20 +100,24 @@ class KeyedBlocks:
 
 
 class FreeList(KeyedBlocks):
-    """The free blocks of one pool on one stream, ordered by (size, address)."""
+    """The free blocks of one pool on one stream, ordered by (size, number, address)."""
 
     __slots__ = ()
 
     def add(self, block: Block) -> None:
-        self.insert(block.size << ADDRESS_BITS | block.address, block)
+        self.insert(block.key, block)
 
     def remove(self, block: Block) -> None:
-        self.delete(block.size << ADDRESS_BITS | block.address)
+        self.delete(block.key)
 
     def find(self, size: int, address: int) -> Block | None:
         """The free block of exactly this size and address."""
-        block = self.first_from(size << ADDRESS_BITS | address)
-        return block if block is not None and (block.size, block.address) == (size, address) else None
+        for block in self.upward_from(smallest_key(size)):
+            if block.size != size:
+                return None
+            if block.address == address:
+                return block
+        return None
 
 
 class AddressList(KeyedBlocks):

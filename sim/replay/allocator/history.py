@@ -179,19 +179,26 @@ class _Scan:
 
 
 def start_state(
-    recording: DeviceRecording, history: History, config: AllocatorConfig, path: str
+    recording: DeviceRecording, history: History, config: AllocatorConfig, path: str, *, wide: bool = False
 ) -> tuple[SegmentView, ...] | None:
     """The segments and blocks before the first event; ``None`` where the snapshot does not say enough.
 
+    How large a block of the large pool was whose allocation the history never saw can stay open by up to 1 MiB.
+    It is taken to be the rounded request, or with ``wide`` to reach to the next block: nothing is allocated
+    between them while it is there, or its size would not be open.
+
     Raises InputError for a free of an address that neither the events nor the segments know.
     """
-    return _Backwards(recording, history, config, path).state()
+    return _Backwards(recording, history, config, path, wide=wide).state()
 
 
 class _Backwards:
     """Undoes the events from the segments at the end."""
 
-    def __init__(self, recording: DeviceRecording, history: History, config: AllocatorConfig, path: str) -> None:
+    def __init__(
+        self, recording: DeviceRecording, history: History, config: AllocatorConfig, path: str, *, wide: bool
+    ) -> None:
+        self._wide = wide
         self._recording = recording
         self._history = history
         self._config = config
@@ -306,7 +313,10 @@ class _Backwards:
         unsplit = self._config.max_split_size is not None and size >= self._config.max_split_size
         if unsplit or limit - (address + size) <= SMALL_SIZE:
             return max(limit - address, size)
-        return self._first_use_behind(address, size) or size
+        behind = self._first_use_behind(address, size)
+        if behind is not None:
+            return behind
+        return limit - address if self._wide else size
 
     def _first_use_behind(self, address: int, size: int) -> int | None:
         """A larger size that the events give away: an allocation right behind the block while it was there."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sim.replay.allocator.blocks import ADDRESS_BITS, Block
+from sim.replay.allocator.blocks import Block, smallest_key
 from sim.replay.allocator.pools import BlockPool
 
 
@@ -23,7 +23,7 @@ def oversize_victims(pool: BlockPool, stream: int, size: int, max_split_size: in
     if free is None:
         return [], False
     wanted = max(size, max_split_size)
-    key = wanted << ADDRESS_BITS
+    key = smallest_key(wanted)
     enough = free.first_from(key)
     if enough is not None and enough.virtual is None:
         return [enough], True

@@ -16,6 +16,8 @@ from sim.replay.allocator.expandable import VirtualRange
 from sim.replay.allocator.pools import COMMON_POOL, BlockPool, PoolId
 from sim.replay.allocator.rounding import SMALL_BUFFER
 
+_ROOM = 1 << 20  # numbers kept free before each block taken over, for when the true order is learnt
+
 BlockState = Literal["active_allocated", "active_pending_free", "inactive"]
 
 
@@ -116,7 +118,14 @@ def _adopt_range(allocator: CachingAllocator, views: list[SegmentView]) -> None:
 
 def _adopt_row(allocator: CachingAllocator, row: Sequence[tuple[Block, BlockView | None]]) -> None:
     previous: Block | None = None
+    allocator.numbering.leave_room(_ROOM)
+    number = allocator.numbering.memory()
     for block, part in row:
+        if previous is None:
+            block.number = number
+        else:
+            allocator.numbering.leave_room(_ROOM * allocator.numbering.by_block)
+            block.number = allocator.numbering.part(previous)
         block.mapped = part is not None
         block.requested = 0 if part is None else part.requested
         block.link(previous, None)
@@ -138,6 +147,7 @@ def extend_range(pool: BlockPool, stream: int, address: int) -> None:
         gained = virtual.address - address
         if head.mapped:
             below = Block(address, gained, stream, pool, virtual)
+            below.number = head.number
             below.mapped = False
             below.link(None, head)
         else:

@@ -12,11 +12,14 @@ history itself shows being taken from the device is checked, and the rest is cou
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from sim.replay.allocator.comparison import Mismatch, SnapshotReplay, together
-from sim.replay.allocator.history import read_history, start_state
+from sim.replay.allocator.comparison import Mismatch, SnapshotReplay, best_of, together
+from sim.replay.allocator.history import History, read_history, start_state
+from sim.replay.allocator.ordering import ORDERINGS, Ordering
 from sim.replay.allocator.recording import DeviceRecording, Recording, read_recording
+from sim.replay.allocator.segments import SegmentView
 from sim.replay.allocator.stepping import DeviceReplay
 
 __all__ = ["Mismatch", "SnapshotReplay", "replay_device", "replay_recording", "replay_snapshot"]
@@ -34,18 +37,46 @@ def replay_recording(recording: Recording) -> SnapshotReplay:
 
 
 def replay_device(recording: DeviceRecording, whole: Recording) -> SnapshotReplay:
-    """Replay the history of one device."""
+    """Replay the history of one device, by the rules of the PyTorch release that explains it.
+
+    A recording does not say which release made it, and of free blocks of one size each takes another
+    (:mod:`sim.replay.allocator.ordering`).
+    """
     history = read_history(recording, whole.path)
     old_segments = any(view.address not in history.born for view in recording.segments)
     if not old_segments:
         history.refuse_unknown_frees(recording.device, whole.path)
-    if history.complete and not old_segments:
-        return DeviceReplay(recording, history, whole, (), complete=True).run()
-    start = start_state(recording, history, whole.config, whole.path)
-    known = None
-    if start is not None:
-        known = DeviceReplay(recording, history, whole, start, complete=True).run()
-        if known.exact:
-            return known
-    born_only = DeviceReplay(recording, history, whole, (), complete=False).run()
-    return born_only if known is None or born_only.exact else known
+    complete = history.complete and not old_segments
+    replays: list[SnapshotReplay] = []
+    for start in _starts(recording, history, whole, complete=complete):
+        replays += [_replay(recording, history, whole, start, ordering) for ordering in ORDERINGS]
+        if any(replay.exact for replay in replays):
+            break
+    return best_of(replays)
+
+
+def _starts(
+    recording: DeviceRecording, history: History, whole: Recording, *, complete: bool
+) -> Iterator[tuple[SegmentView, ...] | None]:
+    """What the memory may have been like before the first event; ``None`` at last, which leaves it out."""
+    if complete:
+        yield ()
+        return
+    near = start_state(recording, history, whole.config, whole.path)
+    if near is not None:
+        yield near
+        wide = start_state(recording, history, whole.config, whole.path, wide=True)
+        if wide is not None and wide != near:
+            yield wide
+    yield None
+
+
+def _replay(
+    recording: DeviceRecording,
+    history: History,
+    whole: Recording,
+    start: tuple[SegmentView, ...] | None,
+    ordering: Ordering,
+) -> SnapshotReplay:
+    """``start`` is the state before the first event; ``None`` leaves all memory from then out."""
+    return DeviceReplay(recording, history, whole, start or (), complete=start is not None, ordering=ordering).run()

@@ -12,6 +12,7 @@ from sim.replay.allocator.history import History
 from sim.replay.allocator.intervals import Intervals
 from sim.replay.allocator.ledger import SegmentEvent
 from sim.replay.allocator.oom import OutOfMemoryError
+from sim.replay.allocator.ordering import Ordering
 from sim.replay.allocator.pools import COMMON_POOL, PoolId
 from sim.replay.allocator.recording import DeviceRecording, Recording, TraceEvent
 from sim.replay.allocator.release_order import Release, matching_releases
@@ -20,6 +21,7 @@ from sim.replay.allocator.segments import BlockView, SegmentView, adopt_segment,
 
 _REQUESTS = ("segment_alloc", "segment_map")
 _RELEASES = ("segment_free", "segment_unmap")
+_RELEASES_OF: dict[Ordering, str] = {"address": "until 2.11", "block": "2.12", "segment": "since 2.13"}
 _NOWHERE = 1 << 62  # where a segment is put that the recording does not have; no device reaches so far
 _ADDRESS_SPACE = 1 << 45  # a recording does not say how large its GPU is; only has to be larger than it
 
@@ -87,6 +89,7 @@ class DeviceReplay:
         start: tuple[SegmentView, ...],
         *,
         complete: bool,
+        ordering: Ordering,
     ) -> None:
         self._device = recording.device
         self._events = history.events
@@ -94,7 +97,7 @@ class DeviceReplay:
         config = whole.config
         if not whole.settings_known and any(event.action == "segment_map" for event in self._events):
             config = dataclasses.replace(config, expandable_segments=True)
-        self._allocator = CachingAllocator(config, _RecordedDevice(self), self._hear, recording.device)
+        self._allocator = CachingAllocator(config, _RecordedDevice(self), self._hear, recording.device, ordering)
         self._allocator.set_memory_fraction(1.0)  # the recording tells when a limit was reached
         self._collects = config.garbage_collection_threshold > 0.0
         if self._collects:
@@ -124,6 +127,11 @@ class DeviceReplay:
         self._notes: list[str] = []
         self._fullest = self._reserved_then = 0
         restore(self._allocator, start)
+        self._old_numbers = self._allocator.numbering.last  # numbers up to here were guessed: see _learn_order
+        if ordering != "address":
+            self._note(
+                f"of free blocks of one size the oldest {ordering} is taken, as in PyTorch {_RELEASES_OF[ordering]}"
+            )
         for view in start:
             self._known.add(view.address, view.address + view.size)
         if not complete:
@@ -227,16 +235,39 @@ class DeviceReplay:
         self._follow_switch(event, pool_id)
         self._follow_range(event, pool_id, request)
         pressed, self._pressed = bool(self._pressed) and event.action != "alloc", None
+        learnt = request is event and self._learn_order(request, pool_id)
         got = self._malloc(request, pool_id, search=not pressed)
         while self._place < target:
             self._unpredicted(self._events[self._place], request, pool_id)
         self._place = target + 1
-        if request.action == "alloc":
+        if learnt:
+            self._counts["not_predictable"] += 1
+        elif request.action == "alloc":
             self._compare_address(request, got)
         else:
             self._compare_failure(request, got)
         self._weigh()
         return None
+
+    def _learn_order(self, request: TraceEvent, pool_id: PoolId) -> bool:
+        """Which of two equal blocks from before the recording is older is not known until one is taken.
+
+        True where the recording tells it: this allocation was not predictable, later ones are.
+        """
+        if not self._old_numbers:
+            return False
+        size = self._rounded(request)
+        pool = self._allocator.pool_for_size(size, pool_id)
+        guess = self._allocator.best_fit(pool, request.stream, size)
+        if guess is None or guess.address == request.address or guess.number > self._old_numbers:
+            return False
+        taken = pool.free[request.stream].find(guess.size, request.address)
+        if taken is None or taken.number > self._old_numbers:
+            return False
+        if not self._allocator.numbering.by_block and taken.head is guess.head:
+            return False  # within a segment the address decides, and that is known
+        self._allocator.make_older(taken, guess.number - 1)
+        return True
 
     def _unknown_pages(self, event: TraceEvent) -> None:
         """Pages of an expandable segment whose other pages are not known: free blocks reach across them."""
@@ -377,6 +408,8 @@ class DeviceReplay:
     def _give_up(self) -> None:
         """Nothing after this point can be said to match."""
         self._note("the prediction parted from the recording and could not follow it to its end")
+        last = self._events[max(self._place - 1, 0)]
+        self._differs(last, last.address, None)
         for event in self._events[self._place :]:
             if event.action == "alloc":
                 self._counts["allocations_checked"] += 1
@@ -426,7 +459,7 @@ class DeviceReplay:
         self._place += 1
         if event.address in self._elsewhere:
             self._elsewhere.discard(event.address)
-        elif event.address in self._allocator.pending_addresses():
+        elif self._allocator.is_pending(event.address):
             self._allocator.finish_pending(event.address)
         elif self._complete:
             raise _LostError
@@ -446,11 +479,16 @@ class DeviceReplay:
             # Garbage collection goes by age, and how old blocks were when the recording began is not said.
             self._counts["not_predictable"] += len(known)
             predicted, counted = recorded_releases, []
+        elif self._differs_by_age(predicted, known):
+            unknown = [place for place, release in enumerate(recorded_releases) if release != predicted[place]]
+            self._counts["not_predictable"] += len(unknown)
+            counted = [event for event, release in zip(known, predicted, strict=True) if _release(event) == release]
+            predicted = [_release(event) for event in counted]
         else:
             counted = known
         for place, recorded in enumerate(counted):
             self._count_release(recorded, predicted[place] if place < len(predicted) else None)
-        if len(predicted) > len(known):
+        if len(predicted) > len(counted) == len(known):
             extra = predicted[len(known)]
             self._differs(run[-1], None, extra.address)
         self._place += len(run)
@@ -459,13 +497,31 @@ class DeviceReplay:
             self._apply(recorded)
         self._replaying_releases = False
 
+    def _differs_by_age(self, predicted: list[Release], known: list[TraceEvent]) -> bool:
+        """Whether the same is given back, and only memory of one size from before the recording changes places."""
+        recorded = [_release(event) for event in known]
+        if not self._old_numbers or predicted == recorded or sorted(predicted) != sorted(recorded):
+            return False
+        streams = {_release(event): event.stream for event in known}
+        return all(
+            one == two or (one.size == two.size and streams[one] == streams[two] and self._old(one) and self._old(two))
+            for one, two in zip(predicted, recorded, strict=True)
+        )
+
+    def _old(self, release: Release) -> bool:
+        """Whether a free range was there when the recording began, so that its age is not known."""
+        for pool in self._allocator.pools():
+            for free in pool.free.values():
+                block = free.find(release.size, release.address)
+                if block is not None:
+                    return block.number <= self._old_numbers
+        return False
+
     def _run_of_releases(self) -> list[TraceEvent]:
-        run = []
-        for event in self._events[self._place :]:
-            if event.action not in _RELEASES:
-                break
-            run.append(event)
-        return run
+        end = self._place
+        while end < len(self._events) and self._events[end].action in _RELEASES:
+            end += 1
+        return list(self._events[self._place : end])
 
     def _known_range(self, event: TraceEvent) -> bool:
         return self._complete or self._known.covers(event.address, event.address + event.size)

@@ -156,7 +156,7 @@ def _input_elements(args: Args) -> tuple[int, str]:
     total, found = 0, ""
     for shape, written in zip(shapes, types, strict=False):
         dtype = DTYPES.get(written, "") if isinstance(written, str) else ""
-        if dtype and isinstance(shape, list) and shape and all(isinstance(n, int) and n >= 0 for n in shape):
+        if dtype and isinstance(shape, list) and all(isinstance(n, int) and n >= 0 for n in shape):
             count = 1
             for n in shape:
                 count *= n

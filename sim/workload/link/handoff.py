@@ -20,14 +20,14 @@ SHARE = 0.5
 
 def find_handoffs(lines: RankLines) -> None:
     """Fill ``after`` of the first operation of each thread after a silence that another thread filled."""
-    workers = [line for line in lines.threads if _works(line)]
+    workers = [line for line in lines.threads if _works(line) and not line.told]
     if len(workers) < 2:
         return
     for line in workers:
         line.busy = union(line.busy, [(node.start, node.end) for node in line.nodes])
     for line in workers:
         others = [other for other in workers if other is not line]
-        for begin, end in _silences(line, lines.origin):
+        for begin, end in silences(line, lines.origin):
             node = line.first_from(end)
             if node is not None:
                 _wake(node, begin, end, others)
@@ -38,7 +38,8 @@ def _works(line: ThreadLine) -> bool:
     return any(node.kind != "mark" for node in line.nodes)
 
 
-def _silences(line: ThreadLine, origin: int) -> list[tuple[int, int]]:
+def silences(line: ThreadLine, origin: int) -> list[tuple[int, int]]:
+    """When the thread did nothing that the trace tells, in order of time."""
     ends = [origin, *(end for _, end in line.busy)]
     return [(end, start) for end, (start, _) in zip(ends, line.busy, strict=False) if start - end >= SILENCE_NS]
 

@@ -75,7 +75,7 @@ def _meet(jobs: list[_Rank]) -> dict[str, tuple[int, ...]]:
     """Match the collectives, put all ranks on the first one's clock and give them one origin."""
     lines = [job.lines for job in jobs]
     matched = ranks.match(lines, [job.collectives for job in jobs], [job.steps for job in jobs])
-    offsets = ranks.clock_offsets(matched, [line.rank for line in lines])
+    offsets = ranks.clock_offsets(matched, lines)
     begin = min(line.origin - offsets[line.rank] for line in lines)
     for job in jobs:
         job.lines.offset = offsets[job.lines.rank]
@@ -126,6 +126,8 @@ class _Rank:
         steps.add_marks(lines, self.steps)
         for line in lines.threads:
             line.ends = [node.end for node in line.nodes]
+        if lines.trace.cpu_is_device:
+            cpu.find_waits(lines)
         handoff.find_handoffs(lines)
         streamwaits.find_stream_waits(lines)
         device.settle_starts(lines)

@@ -74,7 +74,7 @@ def _spans(rank: MeasuredRank, origin: int, track: int, first: int) -> list[Span
 
 def _kind(node: Node) -> SpanKind | None:
     if node.kind == "call":
-        return "host"
+        return "host" if node.work is None else "compute"
     if node.kind == "kernel":
         return "compute"
     if node.kind == "collective":

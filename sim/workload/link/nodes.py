@@ -90,7 +90,10 @@ def _launch_time(node: Node) -> int:
 
 
 class ThreadLine:
-    """A host thread: its ops and calls, its nodes in order, and when it was busy with ops or calls."""
+    """A host thread: its ops and calls, its nodes in order, and when it was busy with ops or calls.
+
+    ``told``: what the thread waits for, and who waits for it, is known and need not be guessed from silence.
+    """
 
     def __init__(self, lane: int) -> None:
         self.lane = lane
@@ -99,6 +102,7 @@ class ThreadLine:
         self.nodes: list[Node] = []
         self.busy: list[tuple[int, int]] = []
         self.ends: list[int] = []
+        self.told = False
 
     def last_ended_before(self, time: int) -> Node | None:
         place = bisect_right(self.ends, time)

@@ -93,18 +93,25 @@ def _step_at(node: Node, steps: list[StepSpan]) -> str:
     return begun[-1] if begun else ""
 
 
-def clock_offsets(matched: list[Matched], ranks: list[int]) -> dict[int, int]:
+def clock_offsets(matched: list[Matched], lines: list[RankLines]) -> dict[int, int]:
     """How far each rank's clock is ahead of the first rank's: all ranks see a collective end at the same time.
 
     Ranks of one host share a clock; what their ends differ by is then scatter, not an offset, and is left alone.
+    Between CPUs the ends differ by when each thread gets to run, so there the host's name decides.
     """
-    reference = ranks[0]
+    reference = lines[0].rank
     differences: defaultdict[int, list[int]] = defaultdict(list)
     for one in matched:
         if reference in one.nodes and one.meeting(reference).kind in _ALIKE:
             for rank, node in one.nodes.items():
                 differences[rank].append(node.end - one.nodes[reference].end)
-    return {rank: _offset(differences[rank]) for rank in ranks}
+    return {
+        line.rank: 0 if _same_clock(line.trace, lines[0].trace) else _offset(differences[line.rank]) for line in lines
+    }
+
+
+def _same_clock(one: KinetoTrace, other: KinetoTrace) -> bool:
+    return one.cpu_is_device and other.cpu_is_device and one.host_name == other.host_name != ""
 
 
 def _offset(differences: list[int]) -> int:

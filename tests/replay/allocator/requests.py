@@ -13,7 +13,7 @@ import random
 
 from sim.errors import UserError
 from sim.replay.allocator.caching import CachingAllocator
-from sim.replay.allocator.device import DeviceMemory
+from sim.replay.allocator.device import SYNTHETIC_BASE, DeviceMemory
 from sim.replay.allocator.oom import OutOfMemoryError
 from sim.units import GIB, MIB
 
@@ -103,6 +103,24 @@ class _Chosen:
 
 class StubMemory(DeviceMemory):
     """A device that gives the addresses the stub of the CUDA runtime gives (stub/cuda_stub.cpp)."""
+
+    def __init__(self, total_bytes: int, reserved_by_others: int) -> None:
+        super().__init__(total_bytes, reserved_by_others)
+        self._upward = self._downward = SYNTHETIC_BASE
+        self._noise = 88172645463325252
+
+    def allocate(self, nbytes: int, stream: int) -> int | None:
+        if super().allocate(nbytes, stream) is None:
+            return None
+        span = -(-nbytes // (2 * MIB)) * 2 * MIB
+        self._noise ^= self._noise << 13 & (1 << 64) - 1
+        self._noise ^= self._noise >> 7
+        self._noise ^= self._noise << 17 & (1 << 64) - 1
+        if self._noise & 1:
+            self._downward -= span
+            return self._downward
+        self._upward += span
+        return self._upward - span
 
     def reserve(self, nbytes: int, stream: int) -> int:
         address = self._next_virtual

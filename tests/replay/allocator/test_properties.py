@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.replay.allocator.blocks import Block
+from sim.replay.allocator.blocks import Block, smallest_key
 from sim.replay.allocator.caching import CachingAllocator
 from sim.replay.allocator.config import parse_alloc_conf
 from sim.replay.allocator.device import DeviceMemory
@@ -202,10 +202,10 @@ def test_free_lists_are_ordered_sets(changes: list[tuple[bool, int, int]], size:
                 plain.remove(key)
     assert [(block.size, block.address) for block in free] == plain and len(free) == len(plain)
     at = bisect.bisect_left(plain, (size * 512, 0))
-    first = free.first_from((size * 512) << 64)
+    first = free.first_from(smallest_key(size * 512))
     assert (None if first is None else (first.size, first.address)) == (plain[at] if at < len(plain) else None)
-    assert [(block.size, block.address) for block in free.upward_from((size * 512) << 64)] == plain[at:]
-    assert [(block.size, block.address) for block in free.downward_from((size * 512) << 64)] == plain[:at][::-1]
+    assert [(block.size, block.address) for block in free.upward_from(smallest_key(size * 512))] == plain[at:]
+    assert [(block.size, block.address) for block in free.downward_from(smallest_key(size * 512))] == plain[:at][::-1]
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 60), st.integers(1, 20)), max_size=60))

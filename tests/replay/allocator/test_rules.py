@@ -14,6 +14,7 @@ from sim.replay.allocator.config import AllocatorConfig, parse_alloc_conf
 from sim.replay.allocator.device import SYNTHETIC_BASE, DeviceMemory
 from sim.replay.allocator.ledger import SegmentEvent
 from sim.replay.allocator.oom import OutOfMemoryError, format_size
+from sim.replay.allocator.ordering import Ordering, ordering_of
 from sim.replay.allocator.rounding import next_power2_division, round_size, segment_size
 from sim.replay.allocator.segments import segments
 from sim.units import GIB, KIB, MIB
@@ -155,6 +156,54 @@ def test_best_fit_by_size_then_address() -> None:
     # 11.5 MiB: the smallest that fits is 12 MiB, of two the lower address; then the other; then 14
     half = 11 * MIB + 512 * KIB
     assert [machine.malloc(half) for _ in range(3)] == [14 * MIB, 42 * MIB, 0]
+
+
+@pytest.mark.parametrize(
+    ("ordering", "taken"),
+    [
+        # three equal free blocks of 20 MiB: the segments came in the order 40, 0, 20 MiB; freed in the order 20, 40, 0
+        ("address", [0, 20, 40]),
+        ("segment", [40, 0, 20]),  # the oldest segment first
+        ("block", [40, 0, 20]),  # the oldest block first: none was split
+    ],
+)
+def test_equal_sizes(ordering: Ordering, taken: list[int]) -> None:
+    addresses = [40 * MIB, 0, 20 * MIB]
+
+    class Chosen(DeviceMemory):
+        def allocate(self, nbytes: int, stream: int) -> int | None:
+            super().allocate(nbytes, stream)
+            return SYNTHETIC_BASE + addresses.pop(0)
+
+    allocator = CachingAllocator(device=Chosen(), ordering=ordering)
+    for _ in range(3):
+        allocator.malloc(20 * MIB)
+    for offset in (20, 40, 0):
+        allocator.free(SYNTHETIC_BASE + offset * MIB)
+    assert [(allocator.malloc(20 * MIB).address - SYNTHETIC_BASE) // MIB for _ in range(3)] == taken
+
+
+@pytest.mark.parametrize(("ordering", "taken"), [("address", 0), ("segment", 0), ("block", 2)])
+def test_equal_sizes_within_a_segment(ordering: Ordering, taken: int) -> None:
+    """Since 2.13 a segment's blocks share its age and the address decides; in 2.12 each block has its own."""
+    allocator = CachingAllocator(ordering=ordering)
+    # The segment is number 1. Splitting makes the front part the new block: numbers 2, 3, 4, 5, the rest stays 1.
+    blocks = [allocator.malloc(512).address for _ in range(4)]
+    allocator.free(blocks[0])
+    allocator.free(blocks[1])  # joins the first and keeps its own number, 3
+    # split again: the front part is number 6, the second block keeps 3 and serves the next
+    assert [allocator.malloc(512).address for _ in range(2)] == blocks[:2]
+    allocator.free(blocks[0])
+    allocator.free(blocks[2])
+    # free are the first block, number 6, and the third, number 4
+    assert allocator.malloc(512).address == blocks[taken]
+
+
+@pytest.mark.parametrize(
+    ("version", "ordering"), [((2, 6), "address"), ((2, 11), "address"), ((2, 12), "block"), ((2, 13), "segment")]
+)
+def test_orderings_of_releases(version: tuple[int, int], ordering: str) -> None:
+    assert ordering_of(version) == ordering
 
 
 def test_streams_do_not_share_cached_blocks() -> None:

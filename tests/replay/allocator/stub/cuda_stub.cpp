@@ -18,12 +18,24 @@ int stub_capturing = 0;               // whether streams say that they are captu
 namespace {
 
 constexpr uint64_t kPage = 2ull << 20;
-uint64_t used = 0, next_address = 0x7f0000000000ull, next_range = 0x300000000000ull, clock_now = 1, next_handle = 1;
+uint64_t used = 0, upward = 0x7f0000000000ull, downward = upward, next_range = 0x300000000000ull;
+uint64_t clock_now = 1, next_handle = 1, noise = 88172645463325252ull;
 std::map<void*, uint64_t> segments;
 std::map<uint64_t, uint64_t> handles;
 std::map<cudaStream_t, uint64_t> reached;  // up to which event each stream has come
 cudaError_t last_error = cudaSuccess;
 int current_device = 0;
+
+// Drivers do not give increasing addresses: go up or down, by chance but always alike (xorshift64).
+uint64_t new_address(uint64_t size) {
+  const uint64_t span = (size + kPage - 1) / kPage * kPage;
+  noise ^= noise << 13;
+  noise ^= noise >> 7;
+  noise ^= noise << 17;
+  if (noise & 1) return downward -= span;
+  upward += span;
+  return upward - span;
+}
 
 struct Event {
   cudaStream_t stream;
@@ -39,9 +51,8 @@ void stub_complete(cudaStream_t stream) { reached[stream] = clock_now++; }
 cudaError_t cudaMalloc(void** address, size_t size) {
   if (used + size > stub_capacity) return last_error = cudaErrorMemoryAllocation;
   used += size;
-  *address = reinterpret_cast<void*>(next_address);
+  *address = reinterpret_cast<void*>(new_address(size));
   segments[*address] = size;
-  next_address += (size + kPage - 1) / kPage * kPage;
   return cudaSuccess;
 }
 cudaError_t cudaFree(void* address) {

@@ -4,7 +4,8 @@
 
 FOLDER is ``torch`` of an unpacked CUDA wheel (its libc10.so, libc10_cuda.so and headers are enough).  No GPU is
 needed: the CUDA runtime is replaced by cuda_stub.cpp, which only hands out addresses.  Everything else is
-PyTorch's compiled code.  Recorded with torch 2.13.0+cu130 (git cf30153c), CUDA 13.0 headers, November 2026.
+PyTorch's compiled code.  Recorded with torch 2.11.0 (git 70d99e99), 2.12.1 (7269437d) and 2.13.0 (cf30153c), all
++cu130, and CUDA 13.0 headers, November 2026.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import gzip
 import json
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -53,6 +55,11 @@ CASES: dict[str, tuple[str, Plan, int]] = {
     "graphs that stay": ("", Plan(pools=True, release=False), TOTAL),
     "use_mem_pool": ("", Plan(pools=True, capture=False), 640 * MIB),
 }  # fmt: skip
+
+
+HISTORIES = (
+    "streams", "little memory", "max split", "garbage collection", "expandable, little memory", "graphs that stay",
+)  # fmt: skip
 
 
 def build(torch: Path, cuda: Path, into: Path) -> Path:
@@ -121,25 +128,22 @@ def main() -> None:
     parser.add_argument("--torch", type=Path, required=True)
     parser.add_argument("--cuda", type=Path, default=Path("/usr/local/cuda"))
     parser.add_argument("--count", type=int, default=1500)
+    parser.add_argument("--only", nargs="*", default=list(CASES), help="cases to record answers of")
     chosen = parser.parse_args()
+    version = re.findall(r"__version__ = '([0-9.]+)", (chosen.torch / "version.py").read_text())[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         driver = build(chosen.torch.resolve(), chosen.cuda, folder)
-        write(DATA / "answers-2.13.0.json.gz", {case: answers(driver, case, chosen.count) for case in CASES})
+        answered = {case: answers(driver, case, chosen.count) for case in chosen.only}
+        write(DATA / f"answers-{version}.json.gz", answered)
         half = chosen.count // 2
+        cases = [case for case in HISTORIES if case in chosen.only]
         histories = {
             f"{case}{kind}": snapshot(driver, case, chosen.count, begun_at, folder)
-            for case in (
-                "streams",
-                "little memory",
-                "max split",
-                "garbage collection",
-                "expandable, little memory",
-                "graphs that stay",
-            )
+            for case in cases
             for kind, begun_at in (("", 0), (", begun midway", half))
         }
-        write(DATA / "histories-2.13.0.json.gz", histories)
+        write(DATA / f"histories-{version}.json.gz", histories)
 
 
 if __name__ == "__main__":

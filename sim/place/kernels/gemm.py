@@ -1,0 +1,213 @@
+"""Matrix products by shape: tiles over SMs in waves, split k, operand traffic, and the board's power limit.
+
+A library computes the output in tiles.  An SM takes ceil(tiles / SMs) of them one after another; a tile takes its
+products at the SM's rate, the loading of its operands, and a begin and an end.  Of the tile shapes and splits of k
+that the libraries have, the fastest is taken.  The whole takes no less than its operands through DRAM, and no less
+than its energy at the power limit.  Where the device's profile has a curve of measured squares, the time of the
+arithmetic is scaled so that squares lie on the curve.
+
+Ignored: DRAM traffic beyond reading each operand once (tiles in flight share their operands in the L2), and the
+libraries' choices where they are not the fastest.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.ops import DTYPE_BYTES
+from sim.place.curves import net_us
+from sim.place.kernels.cost import Bound, KernelCost, priced
+from sim.place.kernels.memory import dram_gb_s, floor_us
+from sim.topology.abilities import Abilities, Lent, abilities_of
+from sim.topology.calibration import GemmFit
+from sim.topology.device import DeviceProfile
+
+Floats = NDArray[np.float64]
+
+# From this k on cuBLAS chose its sliced kernels for float32 on V100 and A100 (fp32_gemm, kernel names: k = 32768 and
+# more at sliced tiles, k = 30522 and less not).
+LONG_K = 32768
+ALIGNMENT_BYTES = 16  # the widest load of a thread; tensor-core kernels without it read in halves
+
+
+class Products(NamedTuple):
+    """Many products [batch] x [m, k] x [k, n]: one value for each in every array.  ``extra_bytes``: of a bias or an
+    added matrix; ``aligned``: rows begin at 16 bytes."""
+
+    batch: Floats
+    m: Floats
+    n: Floats
+    k: Floats
+    aligned: NDArray[np.bool_]
+    extra_bytes: Floats
+
+    @property
+    def flops(self) -> Floats:
+        """Operations of each product."""
+        return 2.0 * self.batch * self.m * self.n * self.k
+
+    def part(self, chosen: NDArray[np.bool_]) -> Products:
+        """Those that are chosen."""
+        sizes = (column[chosen] for column in (self.batch, self.m, self.n, self.k))
+        batch, m, n, k = sizes
+        return Products(batch, m, n, k, self.aligned[chosen], self.extra_bytes[chosen])
+
+
+class Times(NamedTuple):
+    """Microseconds of each product, and whether its arithmetic (or power) or its operands took longer."""
+
+    us: Floats
+    computing: NDArray[np.bool_]
+
+
+def products(
+    batch: object, m: object, n: object, k: object, dtype: str, extra_bytes: object = 0.0, aligned: object = None
+) -> Products:
+    """Arrays of products; where ``aligned`` is not said it follows from n and k (row-major operands)."""
+    arrays = (np.atleast_1d(np.asarray(value, dtype=np.float64)) for value in (batch, m, n, k, extra_bytes))
+    b, rows, columns, depth, extra = np.broadcast_arrays(*arrays)
+    if aligned is None:
+        whole = ALIGNMENT_BYTES // min(DTYPE_BYTES[dtype], ALIGNMENT_BYTES)
+        aligned = (columns % whole == 0) & (depth % whole == 0)
+    flags = np.broadcast_to(np.atleast_1d(np.asarray(aligned, dtype=np.bool_)), b.shape)
+    return Products(b, rows, columns, depth, flags, extra)
+
+
+def products_us(shapes: Products, dtype: str, abilities: Abilities, alone: bool = False) -> Times:
+    """Time of each product.  ``alone``: a single call on a cool device, which may run faster than its power limit
+    allows for long."""
+    lent = abilities.gemm(dtype)
+    best, memory = _tiled_us(shapes, dtype, abilities, lent)
+    power = _power_us(shapes, dtype, abilities, alone)
+    overlap = lent.fit.overlap
+    compute = np.maximum(best, power) * _by_curve(shapes, dtype, abilities)
+    return Times(_norm(compute, memory, overlap) + lent.fit.fixed_us, compute >= memory)
+
+
+def _tiled_us(shapes: Products, dtype: str, abilities: Abilities, lent: Lent[GemmFit]) -> tuple[Floats, Floats]:
+    """Time of the arithmetic and of the operands, at the tiles and the split of k that take least."""
+    fit, device = lent.fit, abilities.profile
+    batched = shapes.batch > 1
+    results: list[tuple[Floats, Floats]] = []
+    for tiles, chosen in ((fit.tiles, ~batched), (fit.batched_tiles or fit.tiles, batched)):
+        if not chosen.any():
+            continue
+        picked = shapes.part(chosen)
+        grid = [(float(wide), float(high), float(split)) for wide, high in tiles for split in fit.splits]
+        wide, high, split = (np.array(column)[:, None] for column in zip(*grid, strict=True))
+        queue = np.ceil(picked.batch * np.ceil(picked.n / wide) * np.ceil(picked.m / high) * split / device.sms)
+        compute = (queue + fit.tail) * _tile_us(picked, wide, high, split, dtype, abilities, fit)
+        compute = compute + np.where(split > 1, fit.split_us, 0.0)
+        memory = _operands_us(picked, split, dtype, abilities, fit)
+        both = _norm(compute, memory, fit.overlap)
+        at = both.argmin(axis=0), np.arange(both.shape[1])
+        results.append((compute[at], memory[at]))
+        if chosen.all():
+            return results[0]
+    merged = [np.empty(batched.shape), np.empty(batched.shape)]
+    for (compute, memory), chosen in zip(results, (~batched, batched), strict=True):
+        merged[0][chosen], merged[1][chosen] = compute, memory
+    return merged[0], merged[1]
+
+
+def _tile_us(
+    shapes: Products, wide: Floats, high: Floats, split: Floats, dtype: str, abilities: Abilities, fit: GemmFit
+) -> Floats:
+    """One tile on one SM, which has it to itself."""
+    efficiency = fit.efficiency * np.where(shapes.aligned, 1.0, fit.unaligned_efficiency)
+    efficiency = efficiency * np.where(shapes.k >= LONG_K, fit.long_k_efficiency, 1.0)
+    sm_flop_per_us = abilities.tflops(dtype) * 1e6 / abilities.profile.sms * efficiency
+    per_k = 2.0 * (wide * high + fit.operand_elements * (wide + high)) / sm_flop_per_us
+    return np.asarray(per_k * (shapes.k / split + fit.prologue_k))
+
+
+def _operands_us(shapes: Products, split: Floats, dtype: str, abilities: Abilities, fit: GemmFit) -> Floats:
+    """Operands read once, the output written once; a split of k writes its parts and reads them again."""
+    size = DTYPE_BYTES[dtype]
+    output = shapes.m * shapes.n * np.where(split > 1, 1.0 + 2.0 * split, 1.0)
+    nbytes = size * shapes.batch * (shapes.m * shapes.k + shapes.k * shapes.n + output) + shapes.extra_bytes
+    return np.asarray(nbytes / (dram_gb_s(abilities) * 1e3 * fit.memory_efficiency))
+
+
+def _power_us(shapes: Products, dtype: str, abilities: Abilities, alone: bool) -> Floats:
+    """The product's energy at the board's power; 0 where nothing is known about either."""
+    power, watts = abilities.power(dtype), abilities.profile.tdp_w
+    if power is None or watts is None:
+        return np.zeros_like(shapes.flops)
+    fit = power.fit
+    operands = shapes.m * shapes.k + shapes.k * shapes.n + shapes.m * shapes.n
+    nbytes = DTYPE_BYTES[dtype] * shapes.batch * operands
+    us = (shapes.flops + fit.flop_per_byte * nbytes) / (watts * fit.gflop_per_joule * 1e3)
+    # Kernels for rows that begin anywhere do more for the same operations, in energy as in time.
+    us = us / np.where(shapes.aligned, 1.0, abilities.gemm(dtype).fit.unaligned_efficiency)
+    return us / (1.0 + fit.boost / (1.0 + us / fit.boost_us)) if alone else us
+
+
+def _norm(left: Floats, right: Floats, power: float) -> Floats:
+    """The larger of the two, or a little more where they are alike: the p-norm."""
+    larger, smaller = np.maximum(left, right), np.minimum(left, right)
+    return np.asarray(larger * (1.0 + (smaller / larger) ** power) ** (1.0 / power))
+
+
+# The device's own measured squares ----------------------------------------
+
+
+class _Correction(NamedTuple):
+    """Measured over modelled time of squares, by the logarithm of their operations; ``smooth``: without outliers."""
+
+    log_flops: Floats
+    ratio: Floats
+    smooth: Floats
+
+
+def _by_curve(shapes: Products, dtype: str, abilities: Abilities) -> Floats:
+    """What the measured squares say that the model does not: 1 without a curve.
+
+    A square gets the curve as it was measured.  One square of 30 took 40 % longer than its neighbours on an A5000
+    (N = 18136): other shapes take the median of three neighbours.
+    """
+    curve = abilities.profile.measured.gemm
+    if curve is None or dtype not in curve.us:
+        return np.ones_like(shapes.flops)
+    known = _correction(abilities.profile, dtype)
+    at = np.log(shapes.flops)
+    sides = np.stack(np.broadcast_arrays(shapes.m, shapes.n, shapes.k))
+    square = (sides.max(axis=0) < 1.5 * sides.min(axis=0)) & (shapes.batch == 1)
+    exact, smooth = (np.interp(at, known.log_flops, ratio) for ratio in (known.ratio, known.smooth))
+    return np.where(square, exact, smooth)
+
+
+@lru_cache(maxsize=64)
+def _correction(device: DeviceProfile, dtype: str) -> _Correction:
+    curve = device.measured.gemm
+    assert curve is not None
+    without = device.model_copy(update={"measured": device.measured.model_copy(update={"gemm": None})})
+    flops = np.array(curve.flops)
+    side = np.round((flops / 2.0) ** (1.0 / 3.0))
+    measured = net_us(curve.us[dtype], floor_us(device))
+    model = products_us(products(np.ones_like(side), side, side, side, dtype), dtype, abilities_of(without)).us
+    # Points that are hardly longer than a kernel's floor show the call, not the product.
+    long = measured > 3.0 * floor_us(device)
+    ratio = (measured / model)[long] if long.any() else np.ones(1)
+    at = np.log(flops)[long] if long.any() else np.zeros(1)
+    padded = np.concatenate([ratio[:1], ratio, ratio[-1:]])
+    smooth = np.median(np.stack([padded[:-2], padded[1:-1], padded[2:]]), axis=0)
+    return _Correction(at, ratio, smooth)
+
+
+def gemm_cost(shapes: Products, dtype: str, abilities: Abilities) -> KernelCost:
+    """Cost of the first product of ``shapes``, and who lent its calibration."""
+    times = products_us(shapes, dtype, abilities)
+    bound: Bound = "compute" if bool(times.computing[0]) else "memory"
+    return priced(float(times.us[0]), floor_us(abilities.profile), bound, product_lender(dtype, abilities))
+
+
+def product_lender(dtype: str, abilities: Abilities) -> str:
+    """Which device lent the numbers of products in that dtype; empty where they are the device's own."""
+    lent, curve = abilities.gemm(dtype), abilities.profile.measured.gemm
+    own = lent.own or (curve is not None and dtype in curve.us)
+    return "" if own else lent.device

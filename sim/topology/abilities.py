@@ -1,0 +1,166 @@
+"""Abilities: what a device reaches of its data sheet, where it is not calibrated itself lent by the nearest that is.
+
+The nearest is, for each kind of number alone: a device of the same chip, then one of the same design (for products the
+same architecture with SMs of a similar rate: a GA102 has twice the float32 lanes of a GA100, though both are Ampere;
+for bytes the same kind of memory), then the one that offers its SMs the most similar rate (operations an SM for
+products, bytes an SM for memory), because that is what decides how well an SM can be kept busy.  Who lent what is said
+with every cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from statistics import median
+from typing import Generic, TypeVar
+
+import msgspec
+
+from sim.topology.calibration import AttentionFit, Calibration, CallTime, GemmFit, MemoryFit, PowerFit, RowFit, Spread
+from sim.topology.device import DeviceProfile, load_device, shipped_devices
+
+T = TypeVar("T")
+
+# Energy per operation falls as (process / process)^0.65: between the T4 (12 nm), the A100 PCIe (7 nm) and the L4 (4 nm),
+# whose long float32 products settle at their power limits (the power blocks of their profiles) at 54, 73 and 111
+# GFLOP/J: 0.66 from the first to the last, 0.58 and 0.74 between neighbours.  docs/kernels.md, "Power".
+PROCESS_EXPONENT = 0.65
+# Rates of SMs this near (as a ratio) count as one design.
+SIMILAR_RATE = math.log(1.5)
+# The families of dtypes that run on the same units, and so on the same kernels.
+FAMILY = {"bfloat16": "float16", "tfloat32": "float16", "float8_e4m3fn": "float16", "float8_e5m2": "float16"}
+
+
+class Lent(msgspec.Struct, Generic[T], frozen=True):
+    """Numbers of a calibration and the device they were fitted on; ``own`` where it is the very device."""
+
+    fit: T
+    device: str
+    own: bool
+
+
+class Abilities(msgspec.Struct, frozen=True):
+    """A device profile and all calibrations that apply to it, its own or lent."""
+
+    profile: DeviceProfile
+    products: dict[str, Lent[GemmFit]]
+    powers: dict[str, Lent[PowerFit]]
+    rows: dict[str, Lent[RowFit]]
+    spreads: dict[str, Lent[Spread]]
+    memory: Lent[MemoryFit]
+    attention: Lent[AttentionFit]
+    call: Lent[CallTime]
+
+    def gemm(self, dtype: str) -> Lent[GemmFit]:
+        """For products of that dtype; float32's where its family is not calibrated at all."""
+        return self.products.get(family(dtype)) or self.products["float32"]
+
+    def power(self, dtype: str) -> Lent[PowerFit] | None:
+        """The power limit's rate for that dtype."""
+        return self.powers.get(family(dtype))
+
+    def tflops(self, dtype: str) -> float:
+        """The data sheet's dense rate; a dtype without a rate of its own runs at float32's."""
+        rates = self.profile.tflops
+        return rates.get(dtype) or rates.get("float32") or max(rates.values())
+
+
+def family(dtype: str) -> str:
+    """The dtype whose kernels are calibrated: float16 for tensor-core dtypes, float32 for the rest."""
+    name = FAMILY.get(dtype, dtype)
+    return name if name == "float16" else "float32"
+
+
+@lru_cache(maxsize=128)
+def abilities_of(profile: DeviceProfile) -> Abilities:
+    """A profile's abilities, with the shipped calibrated devices as lenders."""
+    return resolve(profile, _shipped_lenders())
+
+
+@lru_cache(maxsize=1)
+def _shipped_lenders() -> tuple[DeviceProfile, ...]:
+    profiles = (load_device(name) for name in shipped_devices())
+    return tuple(p for p in profiles if p.calibration != Calibration())
+
+
+def resolve(profile: DeviceProfile, lenders: Sequence[DeviceProfile]) -> Abilities:
+    """All calibrations that apply to ``profile``: its own first, else those of the nearest of ``lenders``."""
+    everyone = [profile, *(lender for lender in lenders if lender.name != profile.name)]
+
+    def lent(section: Callable[[Calibration], T | None], distance: _Distance) -> Lent[T] | None:
+        able = [(p, found) for p in everyone if (found := section(p.calibration)) is not None]
+        if not able:
+            return None
+        lender, fit = min(able, key=lambda pair: distance(profile, pair[0]))
+        return Lent(fit, lender.name, lender is profile)
+
+    def by_key(section: Callable[[Calibration], Mapping[str, T]], of_products: bool) -> dict[str, Lent[T]]:
+        found: dict[str, Lent[T]] = {}
+        for key in sorted({key for p in everyone for key in section(p.calibration)}):
+            distance = partial(_products_distance, key) if of_products else _memory_distance
+            one = lent(partial(_get, section, key), distance)
+            assert one is not None
+            found[key] = one
+        return found
+
+    memory = lent(lambda c: c.memory, _memory_distance)
+    attention = lent(lambda c: c.attention, partial(_products_distance, "float16"))
+    assert memory and attention, "the shipped profiles calibrate memory and attention"
+    powers = by_key(lambda c: c.power, True)
+    return Abilities(
+        profile=profile,
+        products=by_key(lambda c: c.gemm, True),
+        powers={dtype: _at_process(power, profile, lenders) for dtype, power in powers.items()},
+        rows=by_key(lambda c: c.rows, False),
+        spreads=by_key(lambda c: c.spread, False),
+        memory=memory,
+        attention=attention,
+        call=_call(profile, lenders),
+    )
+
+
+def _call(profile: DeviceProfile, lenders: Sequence[DeviceProfile]) -> Lent[CallTime]:
+    """The host's part of a timed call: no GPU is near another in it, so the medians of all hosts that were measured."""
+    if profile.calibration.call is not None:
+        return Lent(profile.calibration.call, profile.name, True)
+    calls = [p.calibration.call for p in lenders if p.calibration.call is not None and p.name != profile.name]
+    assert calls, "the shipped profiles calibrate calls"
+    names = ("elementwise", "softmax", "layer_norm")
+    medians = {name: median(getattr(call, name) for call in calls) for name in names}
+    return Lent(calls[0].model_copy(update=medians), "median", False)
+
+
+_Order = tuple[bool, bool, bool, float, str]
+_Distance = Callable[[DeviceProfile, DeviceProfile], _Order]
+
+
+def _get(section: Callable[[Calibration], Mapping[str, T]], key: str, calibration: Calibration) -> T | None:
+    return section(calibration).get(key)
+
+
+def _products_distance(dtype: str, profile: DeviceProfile, other: DeviceProfile) -> _Order:
+    apart = abs(math.log(_products_rate(dtype, other) / _products_rate(dtype, profile)))
+    alike = other.architecture == profile.architecture and apart < SIMILAR_RATE
+    return (other is not profile, other.chip != profile.chip, not alike, apart, other.name)
+
+
+def _memory_distance(profile: DeviceProfile, other: DeviceProfile) -> _Order:
+    ours, theirs = (p.memory_bandwidth_gb_s / p.sms for p in (profile, other))
+    alike = profile.memory_kind is not None and other.memory_kind == profile.memory_kind
+    return (other is not profile, other.chip != profile.chip, not alike, abs(math.log(theirs / ours)), other.name)
+
+
+def _products_rate(dtype: str, profile: DeviceProfile) -> float:
+    rates = profile.tflops
+    return (rates.get(dtype) or rates.get("float32") or max(rates.values())) / profile.sms
+
+
+def _at_process(power: Lent[PowerFit], profile: DeviceProfile, lenders: Sequence[DeviceProfile]) -> Lent[PowerFit]:
+    """A lent power limit, with the energy of an operation at the borrower's manufacturing process."""
+    lender = next((p for p in lenders if p.name == power.device), profile)
+    if power.own or not lender.process_nm or not profile.process_nm:
+        return power
+    scale = (lender.process_nm / profile.process_nm) ** PROCESS_EXPONENT
+    fit = power.fit.model_copy(update={"gflop_per_joule": power.fit.gflop_per_joule * scale})
+    return Lent(fit, power.device, False)

@@ -1,0 +1,31 @@
+"""Fields that the YAML models share: numbers with their limits, and the frozen model that knows its keys."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from sim.errors import nearest
+from sim.ops import DTYPE_BYTES
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Time = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+def _known_dtype(name: str) -> str:
+    if name not in DTYPE_BYTES:
+        raise ValueError(f"unknown dtype {name!r}: {nearest(name, DTYPE_BYTES)}")
+    return name
+
+
+Dtype = Annotated[str, AfterValidator(_known_dtype)]
+
+
+class FileModel(BaseModel):
+    """Frozen; a key that is not known is a mistake; numbers are numbers, not text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)

@@ -1,0 +1,103 @@
+"""One machine tried: the graph placed and replayed there, and what decided each of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sim.graph import OpGraph
+from sim.ops import Collective
+from sim.place.place import place
+from sim.place.placement import Placement
+from sim.replay.critical import CriticalPaths, Segment
+from sim.replay.engine import run
+from sim.replay.replay import timeline_of
+from sim.report.steps import job_steps, rank_views, slowest
+from sim.report.summary import Summary, summarize
+from sim.timeline import Timeline
+from sim.topology.machine import Machine
+from sim.units import format_bytes, ms_from_ns
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a placement: ``paths`` are the critical paths of the job's steps, in their order."""
+
+    placement: Placement
+    timeline: Timeline
+    summary: Summary
+    paths: tuple[tuple[Segment, ...], ...]
+
+    @property
+    def graph(self) -> OpGraph:
+        return self.placement.graph
+
+    def label(self, segment: Segment) -> str:
+        """What a segment's operation is called in a ledger."""
+        program = next(r.program for r in self.placement.ranks if r.rank == segment.rank)
+        op = self.graph.programs[program].ops[segment.op]
+        if isinstance(op, Collective):
+            return collective_label(op.kind, op.bytes)
+        return getattr(op, "name", "") or type(op).__name__.lower()
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Time on the critical path, a step: milliseconds and operations."""
+
+    ms: float
+    count: float
+
+
+def collective_label(kind: str, nbytes: int) -> str:
+    """``all_reduce 64.00 MiB``."""
+    return f"{kind} {format_bytes(nbytes)}"
+
+
+def outcome(graph: OpGraph, machine: Machine, gpus: Sequence[int] = (), *, contention: bool = True) -> Outcome:
+    """Place, replay and walk back.  UserError as ``place`` and ``replay`` raise it."""
+    return replayed(place(graph, machine, gpus), contention=contention)
+
+
+def replayed(placement: Placement, *, contention: bool = True) -> Outcome:
+    """Replay a placement, and find what decides each of its job's steps (the slowest rank's)."""
+    replays = run(placement, contention=contention)
+    timeline = timeline_of(placement, replays)
+    paths = CriticalPaths(placement.graph, replays)
+    steps = [slowest(steps) for steps in job_steps(rank_views(timeline))]
+    return Outcome(
+        placement,
+        timeline,
+        summarize(timeline),
+        tuple(paths.path(step.rank, step.start_ns, step.end_ns) for step in steps),
+    )
+
+
+def spent(told: Outcome) -> dict[tuple[str, str], Spent]:
+    """Per part and name of operation: time on the critical path and operations there, the mean over the steps."""
+    time: dict[tuple[str, str], int] = {}
+    ops: dict[tuple[str, str], int] = {}
+    labels: dict[tuple[int, int], str] = {}
+    programs = {placed.rank: placed.program for placed in told.placement.ranks}
+    for path in told.paths:
+        seen: set[tuple[str, int, int]] = set()
+        for segment in path:
+            code = (programs[segment.rank], segment.op)
+            if code not in labels:
+                labels[code] = told.label(segment)
+            key = (segment.part, labels[code])
+            time[key] = time.get(key, 0) + segment.duration_ns
+            if (segment.part, segment.rank, segment.op) not in seen:
+                seen.add((segment.part, segment.rank, segment.op))
+                ops[key] = ops.get(key, 0) + 1
+    steps = len(told.paths)
+    return {key: Spent(ms_from_ns(ns / steps), ops[key] / steps) for key, ns in time.items()}
+
+
+def collectives_a_step(told: Outcome) -> dict[str, float]:
+    """How many collectives of each label one rank takes part in, a step (of the whole run's)."""
+    counts: dict[str, float] = {}
+    for row in told.summary.collectives:
+        label = collective_label(row.kind, row.bytes)
+        counts[label] = counts.get(label, 0) + row.count / len(told.paths)
+    return counts
