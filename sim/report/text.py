@@ -104,7 +104,9 @@ def _verdict(summary: Summary, console: Console) -> None:
         _remedies(summary, console)
         return
     if tightest is None:
-        console.print(Text(f"{time[0].upper()}{time[1:]}; its memory is unknown", style="bold"))
+        most = max((rank.peak_reserved_bytes or 0 for rank in summary.ranks), default=0)
+        needs = f" and needs {_gib(most)} GiB" if most else "; its memory is unknown"
+        console.print(Text(f"{time[0].upper()}{time[1:]}{needs}", style="bold"))
         return
     needed, there = tightest
     console.print(Text(f"Fits: {time} and needs {_gib(needed)} of {_gib(there)} GiB", style="bold green"))
