@@ -26,6 +26,7 @@ from sim.timeline import Timeline
 
 if TYPE_CHECKING:
     from sim.topology.machine import Machine
+    from sim.whatif.outcome import Rules
 
 # What only some commands need is imported where they need it: a replay as captured is over before torch, networkx and
 # pydantic would be there.
@@ -142,6 +143,10 @@ def _replay(
     "--vary", "varied", multiple=True, metavar="PATH=V1,V2,...",
     help="Values of a path of the topology, or topology=NAME,NAME; several: every combination.",
 )  # fmt: skip
+@click.option("--solve", metavar="PATH", help="Search the value of this path that reaches --target.")
+@click.option(
+    "--target", metavar="MEASURE=VALUE", help="speedup (against the base), step_ms, exposed_communication_ms."
+)
 @_set
 @_gpus
 @_contention
@@ -151,24 +156,51 @@ def _replay(
     "--timeline", "timeline_out", type=click.Path(path_type=Path), metavar="FILE.pt.trace.json[.gz]",
     help="Write base and rows side by side into one trace for Perfetto.",
 )  # fmt: skip
+@_alloc_conf
 def whatif(
     inputs: Sequence[Path],
     topology: str,
     varied: Sequence[str],
+    solve: str | None,
+    target: str | None,
     settings: Sequence[str],
     gpus: str | None,
     contention: bool,
     json_out: str | None,
     plot: Path | None,
     timeline_out: Path | None,
+    alloc_conf: str,
 ) -> None:
-    """Change the machine and see what changes, and why."""
+    """Change the machine and see what changes, and why; or search the value that reaches a target."""
+    if topology == AS_CAPTURED:
+        raise UserError(f"--topology {AS_CAPTURED}: a what-if needs a machine to change; name a topology")
+    from sim.whatif.outcome import Rules
+
+    rules = Rules(contention, parse_alloc_conf(alloc_conf))
+    chosen = _numbers("--gpus", gpus)
+    if solve is None and target is None:
+        _vary(inputs, topology, varied, _assignments(settings), chosen, rules, json_out, plot, timeline_out)
+    elif solve is None or target is None or varied or plot or timeline_out:
+        raise UserError("--solve PATH and --target MEASURE=VALUE go together, without --vary, --plot and --timeline")
+    else:
+        _solve(inputs, topology, solve, target, _assignments(settings), chosen, rules, json_out)
+
+
+def _vary(
+    inputs: Sequence[Path],
+    topology: str,
+    varied: Sequence[str],
+    settings: dict[str, str],
+    gpus: Sequence[int],
+    rules: Rules,
+    json_out: str | None,
+    plot: Path | None,
+    timeline_out: Path | None,
+) -> None:
     from sim.report import side_by_side, variants, variants_plot, variants_text
     from sim.whatif import rows, vary
     from sim.workload.inputs import read_inputs
 
-    if topology == AS_CAPTURED:
-        raise UserError(f"--topology {AS_CAPTURED}: a what-if needs a machine to change; name a topology")
     given = vary.parse(varied)
     if not given:
         raise UserError("nothing to vary: give --vary PATH=V1,V2,... as in --vary links.pcie.bandwidth_gb_s=8,16,32")
@@ -176,14 +208,11 @@ def whatif(
         variants_plot.check_plot_name(plot)
     if timeline_out is not None:
         chrome.check_name(timeline_out)
-    base = vary.base_machine(topology, _assignments(settings), given)
-    machines = vary.machines(topology, _assignments(settings), given)
+    base, machines = vary.base_machine(topology, settings, given), vary.machines(topology, settings, given)
     with _progress() as tell:
         graph = read_inputs(inputs, tell).graph
-        answer = rows.what_if(
-            graph, base, machines, _numbers("--gpus", gpus),
-            contention=contention, keep_timelines=timeline_out is not None, tell=tell,
-        )  # fmt: skip
+        keep = timeline_out is not None
+        answer = rows.what_if(graph, base, machines, gpus, rules, keep_timelines=keep, tell=tell)
         if timeline_out is not None:
             tell(f"writing {timeline_out}")
             side_by_side.write_side_by_side(answer.timelines, timeline_out)
@@ -192,6 +221,29 @@ def whatif(
     _write_json(variants.encode(answer.told), json_out)
     if json_out != "-":
         variants_text.render_what_if(answer.told, Console(soft_wrap=False))
+
+
+def _solve(
+    inputs: Sequence[Path],
+    topology: str,
+    path: str,
+    target: str,
+    settings: dict[str, str],
+    gpus: Sequence[int],
+    rules: Rules,
+    json_out: str | None,
+) -> None:
+    from sim.report import variants, variants_text
+    from sim.whatif.solve import parse_target, solve
+    from sim.workload.inputs import read_inputs
+
+    wanted = parse_target(target)
+    with _progress() as tell:
+        graph = read_inputs(inputs, tell).graph
+        told = solve(graph, topology, settings, path, wanted, gpus, rules, tell)
+    _write_json(variants.encode(told), json_out)
+    if json_out != "-":
+        variants_text.render_solution(told, Console(soft_wrap=False))
 
 
 @cli.command()

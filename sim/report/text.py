@@ -134,7 +134,8 @@ def _does_not_fit(event: OutOfMemoryRow) -> str:
     return (
         f"Out of memory: {format_bytes(event.short_bytes)} short on {where}: {event.op or 'an op'} asks for "
         f"{format_bytes(event.requested_bytes)} where {format_bytes(event.reserved_bytes)} of "
-        f"{format_bytes(event.capacity_bytes)} are reserved ({format_bytes(event.allocated_bytes)} allocated)"
+        f"{format_bytes(event.capacity_bytes)} are reserved ({format_bytes(event.allocated_bytes)} allocated, "
+        f"{format_bytes(event.reserved_bytes - event.allocated_bytes)} cached but unusable)"
     )
 
 
