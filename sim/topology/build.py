@@ -13,7 +13,6 @@ from sim.topology.names import Group, Names, member_names, natural
 from sim.topology.problems import nearest_key
 from sim.topology.schema import LinkClass, NodeKind, TopologyFile
 
-
 NAMED_LOST = 4
 
 
