@@ -18,18 +18,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.errors import UserError
+from sim.graph import OpGraph
 from sim.place.place import place
 from sim.replay.replay import replay
 from sim.report.chrome import write_trace
 from sim.report.summary import Summary, summarize
-from sim.topology.load import load_topology
 
 if TYPE_CHECKING:
-    from sim.graph import OpGraph
+    from collections.abc import Mapping
+
     from sim.timeline import Timeline
+    from sim.topology.machine import Machine
     from sim.workload.inputs import Workload
 
-__all__ = ["Summary", "UserError", "load_topology", "place", "read", "replay", "summarize", "synthesize", "write"]
+__all__ = [
+    "OpGraph",
+    "Summary",
+    "UserError",
+    "load_topology",
+    "place",
+    "read",
+    "replay",
+    "summarize",
+    "synthesize",
+    "write",
+]
 
 
 def read(*paths: str | Path) -> Workload:
@@ -37,6 +50,13 @@ def read(*paths: str | Path) -> Workload:
     from sim.workload.inputs import read_inputs
 
     return read_inputs([Path(path) for path in paths])
+
+
+def load_topology(name: str, overrides: Mapping[str, object] | None = None) -> Machine:
+    """A shipped machine or a topology file, with values replaced by dotted path; see ``sim.topology.load``."""
+    from sim.topology.load import load_topology as load
+
+    return load(name, overrides)
 
 
 def synthesize(model: str, batch: int, seq: int, **options: Any) -> OpGraph:

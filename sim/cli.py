@@ -12,25 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 from rich.console import Console
 
 from sim.errors import UserError
 from sim.place.captured import AS_CAPTURED
-from sim.place.collectives import plan
 from sim.place.place import place
 from sim.replay.allocator.config import AllocatorConfig, parse_alloc_conf
-from sim.replay.allocator.snapshot import replay_snapshot
 from sim.replay.replay import replay
 from sim.report import chrome, summary, text
 from sim.report.summary import Summary
 from sim.timeline import Timeline
-from sim.topology.load import load_topology
-from sim.topology.machine import Machine
 
 if TYPE_CHECKING:
+    from sim.topology.machine import Machine
     from sim.whatif.outcome import Rules
 
-Options = Callable[[Callable[..., Any]], Callable[..., Any]]
+# What only some commands need is imported where they need it: a replay as captured is over before torch, networkx and
+# pydantic would be there.
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -73,6 +72,10 @@ _contention = click.option(
     help="Write the replay as a trace for Perfetto, chrome://tracing or TensorBoard; a folder gets a file a rank.",
 )  # fmt: skip
 @_alloc_conf
+@click.option(
+    "--no-remedies", "cure", is_flag=True, flag_value=False, default=True,
+    help="Where the job does not fit, do not try what would make it fit.",
+)  # fmt: skip
 @click.option("--memory-plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw memory over time.")
 def replay_command(
     inputs: Sequence[Path],
@@ -83,13 +86,15 @@ def replay_command(
     json_out: str | None,
     timeline_out: Path | None,
     alloc_conf: str,
+    cure: bool,
     memory_plot: Path | None,
 ) -> None:
     """Predict the steps of a trace or a workload on a machine."""
     machine = _machine(topology, settings)
     with _progress() as tell:
         config = parse_alloc_conf(alloc_conf)
-        timeline, told = _replay(inputs, machine, _numbers("--gpus", gpus), config, tell, contention=contention)
+        chosen = _numbers("--gpus", gpus)
+        timeline, told = _replay(inputs, machine, chosen, config, tell, contention=contention, cure=cure)
         if timeline_out is not None:
             tell(f"writing {timeline_out}")
             chrome.write_traces(timeline, timeline_out)
@@ -111,6 +116,7 @@ def _replay(
     tell: Callable[[str], None],
     *,
     contention: bool,
+    cure: bool,
 ) -> tuple[Timeline, Summary]:
     from sim.workload.inputs import read_inputs
 
@@ -122,7 +128,12 @@ def _replay(
     timeline = replay(placement, contention=contention, allocator=config)
     seconds = time.perf_counter() - begun
     ops = sum(len(workload.graph.programs[r.program].ops) for r in placement.ranks)
-    return timeline, summary.summarize(timeline, workload.measured, ops=ops, replay_seconds=seconds)
+    told = summary.summarize(timeline, workload.measured, ops=ops, replay_seconds=seconds)
+    if told.out_of_memory and machine is not None and cure:
+        from sim.whatif.remedies import remedies
+
+        told = msgspec.structs.replace(told, remedies=remedies(workload.graph, machine, gpus, config, tell))
+    return timeline, told
 
 
 @cli.command()
@@ -354,6 +365,7 @@ def collective(
     json_out: str | None,
 ) -> None:
     """Time of one collective, with the algorithm and protocol chosen, as nccl-tests counts it."""
+    from sim.place.collectives import plan
     from sim.report.collectives import CollectiveTimeRow, encode_rows, render_rows
 
     machine = _named_machine(topology, settings)
@@ -377,8 +389,7 @@ def collective(
 @_json
 def allocator(snapshot: Path, json_out: str | None) -> None:
     """Replay a CUDA memory snapshot's events through the simulated allocator and compare every address."""
-    import msgspec
-
+    from sim.replay.allocator.snapshot import replay_snapshot
     from sim.report.allocator import render_comparison
 
     compared = msgspec.to_builtins(replay_snapshot(snapshot))
@@ -393,6 +404,7 @@ def allocator(snapshot: Path, json_out: str | None) -> None:
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the machine.")
 def topology(name_or_file: str, settings: Sequence[str], plot: Path | None) -> None:
     """Show a machine: devices, links, routes, measured and derived bandwidths."""
+    from sim.topology.load import load_topology
     from sim.topology.show import show
 
     machine = load_topology(name_or_file, _assignments(settings))
@@ -444,6 +456,8 @@ def _machine(topology: str, settings: Sequence[str]) -> Machine | None:
         if settings:
             raise UserError(f"--set {settings[0]}: {AS_CAPTURED!r} has no values to change; name a topology")
         return None
+    from sim.topology.load import load_topology
+
     return load_topology(topology, _assignments(settings))
 
 

@@ -41,7 +41,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sim.graph import OpGraph, Program, RankProgram, write
-from sim.workload.attention import GpuAttention
+from sim.workload.attention import attend
 from sim.workload.builder import ProgramBuilder
 from sim.workload.cards import find_config
 from sim.workload.liveness import free_at_last_use
@@ -134,10 +134,10 @@ def _opt_by_rows(config: Any, reduce: Reduce) -> Step:
 
 def _attending_to_whole(reduce: Reduce) -> Any:
     """Attention needs whole keys and values: all-reduce the partial sums just before it, beside the cached ones."""
-    attend = functional.scaled_dot_product_attention
+    attend_as_given = functional.scaled_dot_product_attention
 
     def attend_to_whole(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
-        return attend(query, reduce(key), reduce(value), **options)
+        return attend_as_given(query, reduce(key), reduce(value), **options)
 
     return unittest.mock.patch.object(functional, "scaled_dot_product_attention", attend_to_whole)
 
@@ -167,7 +167,7 @@ class ExportedRun(torch.fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is torch.ops.aten.scaled_dot_product_attention.default:
-            target = functional.scaled_dot_product_attention  # where GpuAttention takes the GPU's kernel
+            target = attend  # by the kernel that a GPU takes
         return super().call_function(target, args, kwargs)
 
 
@@ -231,7 +231,7 @@ def _record(
     recorder.adopt(step.named_buffers(), "parameter")
     recorder.adopt(inputs.items(), "input")
     builder.mark("ProfilerStep#0", 0, "begin")
-    with GpuAttention(), recorder:
+    with recorder:
         outputs = ExportedRun(module, builder).run(*inputs.values())
         blocks = [recorder.block_of(tensor) for tensor in tree_leaves(outputs)]
         builder.module = ""

@@ -1,30 +1,16 @@
-"""``place``: a graph gets its place on a machine: a GPU for each rank, and every operation's duration there alone."""
+"""``place``: a graph gets its place on a machine, or on the one it was captured on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from sim.errors import UserError
-from sim.graph import OpGraph, Program
-from sim.ops import Collective, Copy, DeviceOp, HostCall, Kernel, Op
 from sim.place.captured import place_as_captured
-from sim.place.collectives import CollectivePlan, plan
-from sim.place.kernels import KernelCost, floor_us, kernel_cost, memory_cost
-from sim.place.outside import CUDA_CONTEXT_BYTES, nccl_bytes
-from sim.place.placement import Costs, Flow, PlacedRank, Placement
-from sim.place.transpose import rescaled
-from sim.timeline import CollectiveInfo, DurationSource
-from sim.topology.machine import Gpu, Machine
-from sim.units import ns_from_us, transfer_ns
 
-Timed = tuple[int, DurationSource]
-# What goes to cuBLAS, which takes a workspace from the caching allocator at its first call on a stream
-# (aten/src/ATen/cuda/CublasHandlePool.cpp, PyTorch 2.13).
-CUBLAS_OPS = frozenset(
-    f"aten::{op}{inplace}" for op in ("mm", "addmm", "bmm", "baddbmm", "addmv", "dot") for inplace in ("", "_")
-)
-# Calls that a synthesized program makes besides its ops; they launch nothing.
-SYNC_CALLS = ("cudaDeviceSynchronize", "cudaStreamSynchronize")
+if TYPE_CHECKING:
+    from sim.graph import OpGraph
+    from sim.place.placement import Placement
+    from sim.topology.machine import Machine
 
 
 def place(graph: OpGraph, machine: Machine | None, gpus: Sequence[int] = ()) -> Placement:
@@ -35,200 +21,7 @@ def place(graph: OpGraph, machine: Machine | None, gpus: Sequence[int] = ()) -> 
     """
     if machine is None:
         return place_as_captured(graph)
-    chosen = _chosen(graph, machine, gpus or graph.gpus)
-    of_rank = {r.rank: gpu for r, gpu in zip(graph.ranks, chosen, strict=True)}
-    placer = _Placer(graph, machine, of_rank)
-    ranks = tuple(
-        PlacedRank(
-            rank=r.rank,
-            device=gpu.name,
-            device_name=gpu.profile.full_name,
-            program=r.program,
-            costs=placer.costs(r.rank, r.program, r.device, gpu),
-            memory_bytes=gpu.profile.memory_bytes,
-            compute_capability=gpu.profile.compute_capability or "",
-            outside=placer.outside(r.rank, r.program, gpu),
-        )
-        for r, gpu in zip(graph.ranks, chosen, strict=True)
-    )
-    return Placement(graph, machine.name, ranks, placer.warnings())
+    # Cost models, curves and the machine's graph take half a second to import, which a replay as captured needs not.
+    from sim.place.on_machine import place_on_machine
 
-
-def _chosen(graph: OpGraph, machine: Machine, wanted: Sequence[int]) -> tuple[Gpu, ...]:
-    count = len(graph.ranks)
-    indices = tuple(wanted) or tuple(range(count))
-    for index in indices:
-        if not 0 <= index < len(machine.gpus):
-            raise UserError(
-                f"{machine.name} has GPUs 0 to {len(machine.gpus) - 1}, not {index}: {graph.name} has {count} ranks; "
-                f"choose GPUs with --gpus or a larger --topology"
-            )
-    if len(set(indices)) != len(indices):
-        raise UserError(f"--gpus {','.join(map(str, indices))}: a GPU is named twice")
-    if len(indices) != count:
-        raise UserError(f"--gpus names {len(indices)} GPUs for the {count} ranks of {graph.name}")
-    return tuple(machine.gpus[i] for i in indices)
-
-
-class _Placer:
-    """Costs of programs on devices, computed once for ranks that are alike."""
-
-    def __init__(self, graph: OpGraph, machine: Machine, of_rank: dict[int, Gpu]) -> None:
-        self._graph = graph
-        self._machine = machine
-        self._of_rank = of_rank
-        self._costs: dict[tuple[object, ...], Costs] = {}
-        self._kernels: dict[tuple[int, str], KernelCost] = {}
-        self._launching: dict[int, frozenset[int]] = {}
-        self._estimated: dict[str, int] = {}
-        self._notes: list[str] = list(machine.remarks)
-
-    def warnings(self) -> tuple[str, ...]:
-        named = sorted(self._estimated.items(), key=lambda item: (-item[1], item[0]))
-        counted = [f"no cost formula for {op}: {count} kernels estimated by bytes" for op, count in named]
-        return tuple(dict.fromkeys([*self._notes, *counted]))
-
-    def costs(self, rank: int, program: int, captured_on: str, gpu: Gpu) -> Costs:
-        groups = {op.group for op in self._graph.programs[program].ops if isinstance(op, Collective)}
-        members = tuple((g, tuple(self._group_gpus(g, rank))) for g in sorted(groups))
-        key = (program, captured_on, gpu.profile.name, self._host_route(gpu), members)
-        if key not in self._costs:
-            self._costs[key] = self._program_costs(rank, self._graph.programs[program], program, captured_on, gpu)
-        return self._costs[key]
-
-    def outside(self, rank: int, program: int, gpu: Gpu) -> dict[str, int]:
-        """The memory of a GPU that is gone before PyTorch's allocator asks for any."""
-        if gpu.profile.kind != "gpu":
-            return {}
-        channels: dict[str, int] = {}
-        for op in self._graph.programs[program].ops:
-            if isinstance(op, Collective) and op.group not in channels:
-                channels[op.group] = self._planned(op, rank).channels
-        buffers = {f"NCCL buffers of group {group}": nccl_bytes(count) for group, count in channels.items() if count}
-        return {"CUDA context": CUDA_CONTEXT_BYTES, **buffers}
-
-    def _host_route(self, gpu: Gpu) -> tuple[float, float]:
-        route = self._machine.host_to_device(gpu.name)
-        return route.bandwidth_gb_s, route.latency_us
-
-    def _group_gpus(self, group: str, rank: int) -> list[int]:
-        missing = [r for r in self._graph.group_of(group, rank) if r not in self._of_rank]
-        if missing:
-            raise UserError(
-                f"{self._graph.name}: process group {group!r} has ranks {', '.join(map(str, missing[:8]))}, whose "
-                f"traces are not there; give them all, or use --topology as-captured"
-            )
-        return [self._of_rank[r].index for r in self._graph.group_of(group, rank)]
-
-    def _program_costs(self, rank: int, program: Program, index: int, captured_on: str, gpu: Gpu) -> Costs:
-        launching = frozenset(op.launch for op in program.ops if isinstance(op, DeviceOp) and op.launch is not None)
-        durations: list[int] = []
-        sources: list[DurationSource] = []
-        source: DurationSource
-        collectives: dict[int, CollectiveInfo] = {}
-        flows: dict[int, Flow] = {}
-        for i, op in enumerate(program.ops):
-            if isinstance(op, Collective):
-                planned = self._planned(op, rank)
-                ns, source = planned.ns, planned.source
-                flows[i] = self._flow(planned.latency_ns, planned.transfer_ns, planned.loads)
-                collectives[i] = CollectiveInfo(
-                    op.kind, op.bytes, planned.ranks, planned.algorithm, planned.protocol, op.group, op.seq
-                )
-            elif isinstance(op, Copy) and op.kind in ("h2d", "d2h"):
-                flows[i], source = self._host_copy(op, gpu), "roofline"
-                ns = flows[i].latency_ns + flows[i].transfer_ns
-            else:
-                ns, source = self._alone(op, i in launching, captured_on, gpu)
-            durations.append(ns)
-            sources.append(source)
-        return Costs(
-            duration_ns=tuple(durations),
-            lag_ns=tuple(self._lag(op, durations, gpu) for op in program.ops),
-            gap_ns=tuple(self._gap(op, gpu) for op in program.ops),
-            source=tuple(sources),
-            collectives=collectives,
-            flows=flows,
-            workspaces=self._workspaces(program),
-        )
-
-    def _workspaces(self, program: Program) -> dict[int, int]:
-        """Of synthesized programs only: a trace has its workspaces among its own allocations."""
-        first: dict[int, int] = {}
-        for op in program.ops:
-            if isinstance(op, Kernel) and op.measured_ns is None and op.launch is not None and op.name in CUBLAS_OPS:
-                first.setdefault(op.lane, op.launch)
-        return {launch: lane for lane, launch in first.items()}
-
-    def _alone(self, op: Op, launches: bool, captured_on: str, gpu: Gpu) -> Timed:
-        if isinstance(op, HostCall):
-            return self._host(op, launches)
-        if isinstance(op, Kernel | Copy) and op.measured_ns is not None:
-            return rescaled(op, self._graph, captured_on, gpu.profile, self._estimated)
-        if isinstance(op, Kernel):
-            return self._kernel(op, gpu)
-        if isinstance(op, Copy):
-            return self._copy(op, gpu)
-        return 0, "measured"
-
-    def _host(self, op: HostCall, launches: bool) -> Timed:
-        if op.measured_ns is not None:
-            return op.measured_ns, "measured"
-        host = self._machine.host
-        if op.name in SYNC_CALLS:
-            return 0, "profile"
-        return ns_from_us(host.op_us if launches else host.metadata_us), "profile"
-
-    def _kernel(self, op: Kernel, gpu: Gpu) -> Timed:
-        if op.work is None:
-            raise UserError(f"{self._graph.name}: kernel {op.name} has neither a measured duration nor a work")
-        key = (op.work, gpu.profile.name)
-        if key not in self._kernels:
-            self._kernels[key] = kernel_cost(self._graph.works[op.work], gpu.profile)
-        cost = self._kernels[key]
-        if cost.source == "estimate":
-            self._estimated[op.name] = self._estimated.get(op.name, 0) + 1
-        return cost.ns, cost.source
-
-    def _copy(self, op: Copy, gpu: Gpu) -> Timed:
-        """On the device: a memset writes, a copy reads and writes."""
-        cost = memory_cost(op.bytes if op.kind == "memset" else 2 * op.bytes, gpu.profile)
-        return cost.ns, cost.source
-
-    def _host_copy(self, op: Copy, gpu: Gpu) -> Flow:
-        """Between host memory and the device, over the links between them."""
-        machine = self._machine
-        route = machine.host_to_device(gpu.name) if op.kind == "h2d" else machine.device_to_host(gpu.name)
-        latency = ns_from_us(route.latency_us + floor_us(gpu.profile))
-        transfer = transfer_ns(op.bytes, route.bandwidth_gb_s)
-        return self._flow(latency, transfer, [(lane, op.bytes) for lane in route.lanes])
-
-    def _flow(self, latency_ns: int, transfer: int, loads: Iterable[tuple[str, int]]) -> Flow:
-        """Each lane's part of its time: the lane that needs longest for its bytes is the one that bounds the flow."""
-        times = {lane: nbytes / self._machine.capacities[lane] for lane, nbytes in loads if nbytes}
-        longest = max(times.values(), default=1.0)
-        return Flow(latency_ns, transfer, tuple(sorted((lane, time / longest) for lane, time in times.items())))
-
-    def _planned(self, op: Collective, rank: int) -> CollectivePlan:
-        planned = plan(self._machine, op.kind, op.bytes, tuple(self._group_gpus(op.group, rank)))
-        if planned.note and planned.note not in self._notes:
-            self._notes.append(planned.note)
-        return planned
-
-    def _lag(self, op: Op, durations: Sequence[int], gpu: Gpu) -> int:
-        """From the beginning of the launching call to the earliest start: a synthesized op launches at its end."""
-        if not isinstance(op, DeviceOp):
-            return 0
-        if op.lag_ns is not None:
-            return op.lag_ns
-        launch = gpu.profile.launch
-        latency = 0.0 if launch is None or launch.launch_latency_us is None else launch.launch_latency_us
-        return (durations[op.launch] if op.launch is not None else 0) + ns_from_us(latency)
-
-    def _gap(self, op: Op, gpu: Gpu) -> int:
-        if not isinstance(op, DeviceOp):
-            return 0
-        if op.gap_ns is not None:
-            return op.gap_ns
-        launch = gpu.profile.launch
-        return 0 if launch is None or launch.kernel_gap_us is None else ns_from_us(launch.kernel_gap_us)
+    return place_on_machine(graph, machine, gpus)

@@ -101,12 +101,26 @@ def _verdict(summary: Summary, console: Console) -> None:
         if tightest is not None and tightest[0] > tightest[1]:
             need = f" and would need {_gib(tightest[0])} of {_gib(tightest[1])} GiB"
         console.print(Text(f"As replayed all the same, {time}{need}"))
+        _remedies(summary, console)
         return
     if tightest is None:
         console.print(Text(f"{time[0].upper()}{time[1:]}; its memory is unknown", style="bold"))
         return
     needed, there = tightest
     console.print(Text(f"Fits: {time} and needs {_gib(needed)} of {_gib(there)} GiB", style="bold green"))
+
+
+def _remedies(summary: Summary, console: Console) -> None:
+    """What was tried to make it fit, what helps first."""
+    if not summary.remedies:
+        return
+    columns = map(number_column, ("reserved GiB", "step ms"))
+    table = plain_table(Column("tried by simulation", overflow="fold"), Column("fits"), *columns)
+    for row in sorted(summary.remedies, key=lambda row: not row.fits):
+        verdict = Text("yes", style="green") if row.fits else Text("no", style="red")
+        table.add_row(_plain(row.option), verdict, _gib(row.peak_reserved_bytes), _ms(row.step_ms))
+    console.print()
+    console.print(table)
 
 
 def _is_unmarked(summary: Summary) -> bool:

@@ -53,6 +53,7 @@ class ProgramBuilder:
         self._autograd_lane: int | None = None
         self._stream_lane: dict[str, int] = {}
         self._group_seq: dict[str, int] = {}
+        self._last_of_group: dict[str, int] = {}
         self._launched: dict[int, list[int]] = {}
         self._last_on: dict[int, int] = {}
         self._pending: dict[int, list[int]] = {}
@@ -146,18 +147,30 @@ class ProgramBuilder:
         op = Copy(lane=self.stream, name=name, launch=launch, after=self._waits(self.stream), kind=kind, bytes=nbytes)
         self._on_stream(op, touches)
 
-    def collective(self, kind: CollectiveKind, nbytes: int, group: str, dtype: str, touches: Iterable[int]) -> int:
-        """A collective on the group's own stream, after all that the current stream has been given so far."""
-        lane = self.stream_named(f"nccl:{group}")
+    def collective(
+        self, kind: CollectiveKind, nbytes: int, group: str, dtype: str, touches: Iterable[int],
+        *, own_stream: bool = True,
+    ) -> int:  # fmt: skip
+        """A collective on the group's own stream, after all that the current stream has been given so far; or, where
+        it is issued synchronously (``async_op=False``), on the current stream itself (torch/csrc/distributed/c10d/
+        ProcessGroupNCCL.cpp, collective(), since PyTorch 2.8).  A communicator's kernels run one after the other,
+        whatever their streams (NCCL user guide, "Using multiple streams")."""
+        lane = self.stream_named(f"nccl:{group}") if own_stream else self.stream
         launch = self._launch(f"c10d::{kind}", lane)
+        after = set(self._waits(lane))
+        if own_stream:
+            after.update(self.event(self.stream))
+        previous = self._last_of_group.get(group)
+        if previous is not None and self.ops[previous].lane != lane:
+            after.add(previous)
         seq = self._group_seq.get(group, 0)
         self._group_seq[group] = seq + 1
-        after = {*self.event(self.stream), *self._waits(lane)}
         op = Collective(
             lane=lane, name=f"ncclDevKernel_{kind}", launch=launch, after=tuple(sorted(after)),
             kind=kind, bytes=nbytes, group=group, seq=seq, dtype=dtype,
         )  # fmt: skip
-        return self._on_stream(op, touches)
+        self._last_of_group[group] = self._on_stream(op, touches)
+        return self._last_of_group[group]
 
     def wait(self, collective: int) -> None:
         """The current stream waits for a collective before its next kernel."""

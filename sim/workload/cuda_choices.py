@@ -24,16 +24,16 @@ _FLOAT32_NAMES = (
     "acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt", "sinh",
     "tan", "pow", "cumprod", "cumsum", "prod", "sum", "norm", "logsumexp", "dist", "renorm",
 )  # fmt: skip
-FLOAT32 = frozenset(
-    function
-    for function in (
-        *(getattr(owner, name, None) for name in _FLOAT32_NAMES for owner in (torch, torch.Tensor)),
-        torch.Tensor.__pow__, torch.Tensor.__rpow__, functional.softplus, functional.layer_norm, functional.group_norm, functional.rms_norm,
-        functional.cosine_similarity, functional.nll_loss, functional.cross_entropy, functional.kl_div, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss,
-        functional.mse_loss, functional.binary_cross_entropy_with_logits,
-    )
-    if function is not None
+_FLOAT32_FUNCTIONALS = (
+    "softplus", "layer_norm", "group_norm", "rms_norm", "cosine_similarity", "nll_loss", "cross_entropy", "kl_div",
+    "l1_loss", "smooth_l1_loss", "huber_loss", "mse_loss", "binary_cross_entropy_with_logits",
 )  # fmt: skip
+FLOAT32 = frozenset(
+    [getattr(torch, name) for name in _FLOAT32_NAMES if hasattr(torch, name)]
+    + [getattr(torch.Tensor, name) for name in _FLOAT32_NAMES if hasattr(torch.Tensor, name)]
+    + [getattr(functional, name) for name in _FLOAT32_FUNCTIONALS]
+    + [torch.Tensor.__pow__, torch.Tensor.__rpow__]
+)
 SOFTMAX = (functional.softmax, torch.softmax, torch.Tensor.softmax)
 LOG_SOFTMAX = (functional.log_softmax, torch.log_softmax, torch.Tensor.log_softmax)
 

@@ -54,6 +54,8 @@ class DataParallel:
         self._buffers_are_due = True
         self._ready: list[Any] = []
         self._under_way: list[int] = []
+        self._missing: list[int] = []
+        self._place: dict[Any, tuple[int, torch.Tensor]] = {}
         parameters = [p for p in model.parameters() if p.requires_grad]
         self._fill_buckets([parameters])
         for parameter in parameters:
@@ -123,17 +125,19 @@ class DataParallel:
             for parameter, view in zip(bucket.parameters, bucket.views, strict=True)
         }
 
-    @torch.no_grad()
     def _broadcast_buffers(self, buffers: Sequence[torch.Tensor]) -> None:
         if not buffers:
             return
         groups, _ = torch.distributed._compute_bucket_assignment_by_size(buffers, [BROADCAST_BYTES])
-        for group in groups:
-            tensors = [buffers[i] for i in group]
-            flat = torch.cat([t.reshape(-1) for t in tensors]) if len(tensors) > 1 else tensors[0].reshape(-1)
-            self.recorder.wait(self.recorder.communicate("broadcast", flat, self._group))
-            for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-                tensor.copy_(part.view_as(tensor))
+        with torch.no_grad():
+            for group in groups:
+                self._broadcast([buffers[i] for i in group])
+
+    def _broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
+        flat = torch.cat([t.reshape(-1) for t in tensors]) if len(tensors) > 1 else tensors[0].reshape(-1)
+        self.recorder.wait(self.recorder.communicate("broadcast", flat, self._group))
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def bucket_limits(bucket_mib: float | None) -> list[int]:

@@ -1,4 +1,4 @@
-"""Ops over lists of tensors (``_foreach_add_``, ``_fused_adamw_``): one work with one summed tensor a list.
+"""Ops over lists of tensors (``_foreach_add_``, ``fsdp::chunk_cat``): one work with one summed tensor a list.
 
 A CUDA device runs such an op as a few kernels over many tensors.  What it costs follows from the bytes of each list,
 so a list becomes one flat tensor of its elements in all; ``tensors`` says how many there were and ``launches`` how
@@ -7,14 +7,16 @@ many kernels they take.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 
 from sim.ops import TensorMeta, Work
 
-PREFIXES = ("aten::_foreach_", "aten::_fused_adam", "aten::_fused_sgd", "aten::_fused_adagrad", "aten::_amp_foreach_")
+PREFIXES = (
+    "aten::_foreach_", "aten::_fused_adam", "aten::_fused_sgd", "aten::_fused_adagrad", "aten::_amp_foreach_", "fsdp::",
+)  # fmt: skip
 # aten/src/ATen/native/cuda/MultiTensorApply.cuh (PyTorch 2.13, built for CUDA 13, whose launches take 32 KiB of
 # arguments): a launch takes chunks of 65,536 elements of at most so many tensors, by the number of lists, and at most
 # 2,240 chunks.
@@ -28,9 +30,11 @@ def is_foreach(name: str) -> bool:
     return name.startswith(PREFIXES)
 
 
-def summed(name: str, named: Sequence[tuple[str, Any]], outputs: Sequence[torch.Tensor]) -> Work:
-    """The work of an op over lists; ``named`` are its arguments."""
-    lists = [_list(value) for _, value in named]
+def summed(
+    name: str, named: Sequence[tuple[str, Any]], outputs: Sequence[torch.Tensor], written: Collection[str]
+) -> Work:
+    """The work of an op over lists; ``named`` are its arguments, ``written`` those of them that are only written."""
+    lists = [_list(value) for key, value in named if key not in written]
     lists = [tensors for tensors in lists if tensors]
     scalars = [(key, value) for key, value in named if isinstance(value, bool | int | float | str)]
     longest = max(lists, key=len)

@@ -26,12 +26,35 @@ def make_optimizer(spec: SynthSpec, parameters: Iterable[Any]) -> Any:
     kernels = {"foreach": spec.optimizer_kernels == "foreach"}
     if spec.optimizer_kernels == "fused":
         kernels = {"fused": True}
-    trainable = [p for p in parameters if p.requires_grad]
+    trainable = [{"params": kind} for kind in kinds_of(parameters)]
     if spec.optimizer == "adamw":
         return torch.optim.AdamW(trainable, lr=LEARNING_RATE, **kernels)
     if spec.optimizer == "sgd":
         return torch.optim.SGD(trainable, lr=LEARNING_RATE, momentum=spec.momentum, **kernels)
     return torch.optim.Adafactor(trainable, lr=LEARNING_RATE, **kernels)
+
+
+def kinds_of(parameters: Iterable[Any]) -> list[list[Any]]:
+    """Parameters by the mesh they are distributed over.  Under tensor parallelism some are DTensors and some are not,
+    with FSDP they lie on two meshes; an op over a list takes one kind, so a user's optimizer has a group for each."""
+    kinds: dict[str, list[Any]] = {}
+    for parameter in parameters:
+        mesh = getattr(parameter, "device_mesh", None)
+        kinds.setdefault("" if mesh is None else str(mesh), []).append(parameter)
+    return list(kinds.values())
+
+
+def clip_gradients(parameters: Iterable[Any], most: float) -> None:
+    """torch.nn.utils.clip_grad_norm_; with several kinds of parameters the norms of each, put together."""
+    kinds = kinds_of(parameters)
+    if len(kinds) == 1:
+        torch.nn.utils.clip_grad_norm_(kinds[0], most, foreach=True)
+        return
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in kind], foreach=True) for kind in kinds]
+    whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
+    total = torch.linalg.vector_norm(torch.stack(whole))
+    for kind in kinds:
+        torch.nn.utils.clip_grads_with_norm_(kind, most, total, foreach=True)
 
 
 def begin_state(optimizer: Any, parameters: Iterable[Any]) -> None:

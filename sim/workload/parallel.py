@@ -1,8 +1,8 @@
 """Parallel plans: ``dp=8``, ``tp=8`` or a product, as PyTorch runs them, over a fake process group in one process.
 
 Tensor parallelism is DTensor's parallelize_module with the usual plan: the projections into attention and MLP
-by columns, those out of them by rows, which makes one all-reduce each.  Data parallel ranks of a forward pass
-exchange nothing.
+by columns, those out of them by rows, which makes one all-reduce each in forward and one each in backward.  Data
+parallel ranks of a forward pass exchange nothing; what they do in training is in ddp and fsdp.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 
 from sim.errors import UnknownNameError, UserError
 
-AXES = ("dp", "tp")
+AXES = ("dp", "fsdp", "tp")
 COLUMNS = ("q_proj", "k_proj", "v_proj", "fc1", "gate_proj", "up_proj")
 ROWS = ("out_proj", "o_proj", "fc2", "down_proj")
 MODEL_TYPES = ("llama", "mistral", "opt", "qwen2")
@@ -56,12 +56,21 @@ class ParallelPlan(msgspec.Struct, frozen=True):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.testing._internal.distributed.fake_pg import FakeStore
 
+        _forget_meshes()
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=self.ranks)
         try:
             names = tuple(axis for axis, _ in self.axes)
             yield init_device_mesh("cpu", tuple(size for _, size in self.axes), mesh_dim_names=names)
         finally:
             dist.destroy_process_group()
+
+
+def _forget_meshes() -> None:
+    """DTensor remembers its plans by meshes that compare equal, with the process groups of an earlier synthesis."""
+    from torch.distributed.tensor import _redistribute, debug
+
+    debug._clear_sharding_prop_cache()
+    _redistribute._gen_transform_infos.cache_clear()
 
 
 def axis_of_group(mesh: Any) -> dict[str, str]:
@@ -81,6 +90,10 @@ def parse_plan(spec: str) -> ParallelPlan:
         if axis in dict(axes):
             raise UserError(f"--parallel {spec!r}: axis {axis!r} is named twice")
         axes.append((axis, int(size)))
+    order = [axis for axis in AXES if axis in dict(axes)]
+    if [axis for axis, _ in axes] != order:
+        rewritten = ",".join(f"{axis}={dict(axes)[axis]}" for axis in order)
+        raise UserError(f"--parallel {spec!r}: axes go outermost first: write {rewritten}")
     return ParallelPlan(tuple(axes))
 
 
@@ -105,6 +118,23 @@ def tensor_parallel(model: Any, config: Any, mesh: Any, name: str) -> None:
         elif leaf in ROWS:
             styles[path] = RowwiseParallel()
     parallelize_module(model, mesh, styles)
+    for module in model.modules():
+        if sum(name in COLUMNS for name, _ in module.named_children()) > 1:
+            module.register_forward_pre_hook(_distributed_once(mesh), with_kwargs=True)
+
+
+def _distributed_once(mesh: Any) -> Any:
+    """A module's input becomes a replicated DTensor before the projections that share it, as PrepareModuleInput makes
+    it: so the gradients that they send back are summed first and reduced once, not once each."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (DTensor.from_local(args[0], mesh, [Replicate()], run_check=False), *args[1:]), kwargs
+        hidden = DTensor.from_local(kwargs["hidden_states"], mesh, [Replicate()], run_check=False)
+        return args, {**kwargs, "hidden_states": hidden}
+
+    return hook
 
 
 def _keep_own_heads(attention: Any, tp: int) -> None:

@@ -50,6 +50,13 @@ METADATA = frozenset(
         "requires_grad_",
     )
 )  # fmt: skip
+# The collectives of FSDP and of torch.distributed's own calls: in place, and on the current stream unless async.
+C10D: dict[str, CollectiveKind] = {
+    "c10d::_allgather_base_": "all_gather",
+    "c10d::_reduce_scatter_base_": "reduce_scatter",
+    "c10d::allreduce_": "all_reduce",
+    "c10d::broadcast_": "broadcast",
+}
 COLLECTIVES: dict[str, CollectiveKind] = {
     "_c10d_functional::all_reduce": "all_reduce",
     "_c10d_functional::all_gather_into_tensor": "all_gather",
@@ -59,6 +66,7 @@ COLLECTIVES: dict[str, CollectiveKind] = {
 }
 WAIT = "_c10d_functional::wait_tensor"
 READ_VALUE = "aten::_local_scalar_dense"
+NO_BLOCK = -1
 MASKING = "transformers.masking_utils"
 SCALER = "torch.amp.grad_scaler"
 OPTIMIZERS = "torch.optim."
@@ -99,6 +107,7 @@ class Recorder(TorchDispatchMode):
         self._in_flight: dict[int, int] = {}
         self._next_block = 0
         self._on_host: dict[int, weakref.ref[Any]] = {}
+        self._live: set[int] = set()
         self._in_backward = False
         self._forward: list[int] = []
         _alone()
@@ -117,7 +126,8 @@ class Recorder(TorchDispatchMode):
 
     def block_of(self, tensor: torch.Tensor) -> int | None:
         """The block that holds a tensor, if it is a known one."""
-        return self._block_of.get(tensor.untyped_storage()._cdata)
+        block = self._block_of.get(tensor.untyped_storage()._cdata, NO_BLOCK)
+        return None if block == NO_BLOCK else block
 
     def categorize(self, tensors: Iterable[torch.Tensor], category: Category) -> None:
         """Say what known tensors turned out to be."""
@@ -182,23 +192,29 @@ class Recorder(TorchDispatchMode):
             self.handlers[call.name](call, blocks)
         elif call.name in COLLECTIVES:
             self._collective(COLLECTIVES[call.name], call, blocks)
+        elif call.name in C10D:
+            self._in_place_collective(C10D[call.name], call, blocks)
         else:
             self._compute(call, blocks, fresh)
 
     def _compute(self, call: Call, blocks: list[int], fresh: bool) -> None:
         if self._training and call.name in FILLED and not call.name.startswith("aten::lift"):
             self.builder.kernel(Work("aten::fill_", tuple(map(meta, call.outputs))), blocks)
-        elif call.name in FACTORIES or call.name in METADATA or not (fresh or call.func._schema.is_mutable):
+        elif call.name in FACTORIES or call.name in METADATA or not (fresh or _writes(call)):
             self.builder.host(call.name, blocks)
         else:
-            self.builder.kernel(work_of(call), blocks)
+            self.launch(call, blocks)
+
+    def launch(self, call: Call, blocks: Iterable[int]) -> None:
+        """One kernel for the op, on the current stream."""
+        self.builder.kernel(work_of(call), blocks)
 
     def _follow_phase(self) -> None:
         """When backward takes over from forward, what forward has left alive is what backward needs."""
         self._in_backward = not torch.is_grad_enabled() and torch._C._current_autograd_node() is not None
         if self._in_backward and self._forward:
             for block in self._forward:
-                if block in self._watched:
+                if block in self._live:
                     self.builder.categorize(block, "activation")
             self._forward.clear()
 
@@ -234,13 +250,20 @@ class Recorder(TorchDispatchMode):
         whole = max(nbytes(call.inputs), nbytes(call.outputs))
         index = self.builder.collective(kind, whole, self.group_of(call.args), dtype_of(first), blocks)
         for output in call.outputs:
-            block = self._block(output, "communication", kind)
-            self.builder.categorize(block, "communication")
-            self._in_flight[block] = index
+            self._in_flight[self._block(output, "communication", kind)] = index
+        self.categorize(call.outputs, "communication")
+
+    def _in_place_collective(self, kind: CollectiveKind, call: Call, blocks: list[int]) -> None:
+        self.categorize(call.inputs, "communication")
+        asynchronous = dict(_named(call)).get("async_op", dict(_named(call)).get("asyncOp", True))
+        self.builder.collective(
+            kind, max(map(_size, call.inputs)), self.group_of(call.args), dtype_of(call.inputs[0]), blocks,
+            own_stream=bool(asynchronous),
+        )  # fmt: skip
 
     def group_of(self, args: Iterable[Any]) -> str:
-        """The mesh axis whose process group's name is among the arguments."""
-        return next((self._groups[a] for a in args if isinstance(a, str) and a in self._groups), "world")
+        """The mesh axis whose process group, or its name, is among the arguments."""
+        return next((self._groups[name] for name in map(_group_name, args) if name in self._groups), "world")
 
     # Blocks ----------------------------------------
 
@@ -248,20 +271,39 @@ class Recorder(TorchDispatchMode):
         storage = tensor.untyped_storage()
         key: int = storage._cdata
         if key not in self._block_of:
-            block = self._next_block
-            self._next_block += 1
-            self._block_of[key] = block
-            self._watched[block] = weakref.ref(storage, partial(self._gone, key, block))
-            if category == "temporary" and not self._in_backward:
-                self._forward.append(block)
-            self.builder.alloc(block, storage.nbytes(), category, name)
+            self._watched[key] = weakref.ref(storage, partial(self._gone, key))
+            self._allocate(key, storage.nbytes(), category, name)
         return self._block_of[key]
 
-    def _gone(self, key: int, block: int, _reference: Any) -> None:
-        self._block_of.pop(key, None)
-        self._watched.pop(block, None)
-        if not self.stopped:
+    def _allocate(self, key: int, size: int, category: Category, name: str) -> None:
+        """A storage without bytes has no block: the allocator is not asked."""
+        if not size:
+            self._block_of[key] = NO_BLOCK
+            return
+        block = self._next_block
+        self._next_block += 1
+        self._block_of[key] = block
+        self._live.add(block)
+        if category == "temporary" and not self._in_backward:
+            self._forward.append(block)
+        self.builder.alloc(block, size, category, name)
+
+    def _gone(self, key: int, _reference: Any) -> None:
+        self._watched.pop(key, None)
+        self._release(self._block_of.pop(key, NO_BLOCK))
+
+    def _release(self, block: int) -> None:
+        self._live.discard(block)
+        if block != NO_BLOCK and not self.stopped:
             self.builder.free(block)
+
+    def resized(self, storage: Any, name: str, category: Category) -> None:
+        """A storage was given up (size 0) or filled again, as FSDP does with unsharded parameters."""
+        key: int = storage._cdata
+        if key not in self._watched:
+            self._watched[key] = weakref.ref(storage, partial(self._gone, key))
+        self._release(self._block_of.get(key, NO_BLOCK))
+        self._allocate(key, storage.nbytes(), category, name)
 
     def _keep_on_host(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -270,6 +312,11 @@ class Recorder(TorchDispatchMode):
 
     def _is_on_host(self, tensor: torch.Tensor) -> bool:
         return bool(self._on_host) and tensor.untyped_storage()._cdata in self._on_host
+
+
+def _writes(call: Call) -> bool:
+    """FSDP's copy-in writes an argument and does not say so in its schema."""
+    return bool(call.func._schema.is_mutable) or call.name == "fsdp::all_gather_copy_in"
 
 
 def _asking_frame() -> FrameType | None:
@@ -321,6 +368,12 @@ def _alone() -> tuple[int, int]:
     return counts[0]
 
 
+def _group_name(argument: Any) -> str:
+    if isinstance(argument, torch.ScriptObject) and "ProcessGroup" in str(argument._type()):
+        return str(torch.distributed.ProcessGroup.unbox(argument).group_name)
+    return argument if isinstance(argument, str) else ""
+
+
 # Describing tensors ----------------------------------------
 
 
@@ -340,6 +393,10 @@ def nbytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
+def _size(tensor: torch.Tensor) -> int:
+    return nbytes([tensor])
+
+
 def dtype_of(tensor: torch.Tensor) -> str:
     """torch's name of a tensor's dtype, without ``torch.``."""
     return str(tensor.dtype).removeprefix("torch.")
@@ -351,13 +408,27 @@ def meta(tensor: torch.Tensor) -> TensorMeta:
     return TensorMeta(dtype_of(tensor), tuple(tensor.shape), stride)
 
 
-def work_of(call: Call) -> Work:
-    """The op, its tensors and its scalar arguments; an op over lists of tensors is summed up."""
+def _named(call: Call) -> list[tuple[str, Any]]:
+    """The arguments of a call with their names."""
     arguments = call.func._schema.arguments
-    named = [(a.name, v) for a, v in zip(arguments, call.args, strict=False)] + sorted(call.kwargs.items())
+    return [(a.name, v) for a, v in zip(arguments, call.args, strict=False)] + sorted(call.kwargs.items())
+
+
+def work_of(call: Call) -> Work:
+    """The op, its tensors and its scalar arguments; an op over lists of tensors is summed up.
+
+    What an op writes is its outputs, whether it returns them or changes arguments in place.
+    """
+    arguments = call.func._schema.arguments
+    named = _named(call)
+    changed = {a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write}
     written = {a.name for a in arguments if a.is_out}  # given as out=: not read
+    if call.name == "fsdp::all_gather_copy_in":
+        # Only this rank's part of the output, which is the first result, is written; nothing of it is read.
+        return summed(call.name, named, call.outputs[:1], ("all_gather_output",))
+    outputs = call.outputs or list(_tensors([value for key, value in named if key in changed]))
     if is_foreach(call.name):
-        return summed(call.name, named, call.outputs)
+        return summed(call.name, named, outputs, written)
     scalars = tuple((key, value) for key, value in named if isinstance(value, bool | int | float | str))
     read = _tensors([value for key, value in named if key not in written])
-    return Work(call.name, tuple(map(meta, read)), tuple(map(meta, call.outputs)), scalars)
+    return Work(call.name, tuple(map(meta, read)), tuple(map(meta, outputs)), scalars)

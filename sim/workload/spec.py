@@ -63,7 +63,7 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def check(self) -> None:
         """Raise UserError with every option that cannot be, or not with the others, in one line."""
         problems = [f"--{_option(problem)}" for problem in _field_problems(msgspec.structs.asdict(self))]
-        problems = problems or [*self._sizes(), *self._training_options(), *self._precision()]
+        problems = problems or [*self._sizes(), *self._training_options(), *self._precision(), *self._plan()]
         if problems:
             raise UserError("; ".join(problems))
 
@@ -97,8 +97,19 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             yield "--loss-scaling: unscales float32 gradients; use --dtype float32 with --autocast float16"
         if self.attention == "flash" and (self.autocast or self.fsdp_dtype or self.parameter_dtype) == "float32":
             yield "--attention flash: computes in half precision; choose --dtype or --autocast float16 or bfloat16"
-        if (self.fsdp_dtype or self.fsdp_reduce_dtype) and "fsdp" not in self.parallel:
-            yield "--fsdp-dtype, --fsdp-reduce-dtype: need an fsdp axis, as in --parallel fsdp=8"
+
+    def _plan(self) -> Iterator[str]:
+        sharded, replicated = ("fsdp=" in self.parallel, "dp=" in self.parallel.replace("fsdp=", ""))
+        if sharded and not self.training:
+            yield f"--parallel {self.parallel}: fsdp is for --mode train"
+        for field in ("fsdp_dtype", "fsdp_reduce_dtype", "reshard_after_forward"):
+            if not sharded and getattr(self, field) != _DEFAULTS[field]:
+                yield f"--{_option(field)}: needs an fsdp axis, as in --parallel fsdp=8"
+        for field in ("bucket_mib", "gradient_as_bucket_view"):
+            if (sharded or not replicated) and getattr(self, field) != _DEFAULTS[field]:
+                yield f"--{_option(field)}: is DistributedDataParallel's, which --parallel dp=8 runs in"
+        if self.loss_scaling and "tp=" in self.parallel:
+            yield "--loss-scaling: PyTorch's GradScaler refuses tensor-parallel parameters beside whole ones"
 
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in msgspec.structs.fields(SynthSpec)}

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,12 +24,13 @@ from sim.workload.builder import ProgramBuilder
 from sim.workload.cards import find_config
 from sim.workload.cuda_choices import CudaChoices
 from sim.workload.ddp import DataParallel
+from sim.workload.fsdp import Sharding
 from sim.workload.liveness import free_at_last_use
 from sim.workload.modules import ModuleTracker
 from sim.workload.parallel import ParallelPlan, axis_of_group, parse_plan, tensor_parallel, to_local
 from sim.workload.record import Recorder
 from sim.workload.spec import SynthSpec
-from sim.workload.tasks import build_model, check_sequence, eager_masks, task_of
+from sim.workload.tasks import Batch, build_model, check_sequence, eager_masks, task_of
 from sim.workload.train import TrainingStep, checkpoint_activations
 
 __all__ = ["SynthSpec", "synthesize"]
@@ -85,7 +88,7 @@ class _Synthesis:
 
     def record(self, builder: ProgramBuilder) -> frozenset[int]:
         """Record the step; the blocks that a forward step returns."""
-        with FakeTensorMode(allow_non_fake_inputs=True), eager_masks(), _models_own_errors(self.spec.model):
+        with FakeTensorMode(allow_non_fake_inputs=True), eager_masks(), _quiet(), _models_own_errors(self.spec.model):
             model = build_model(self.spec, self.config, self.task)
             checkpoint_activations(self.spec, model)
             if self.plan.size("tp") > 1:
@@ -98,15 +101,29 @@ class _Synthesis:
                 self._forward(model, self._recorder(ProgramBuilder(), model))
             return self._forward(model, self._recorder(builder, model))
 
-    def _recorder(self, builder: ProgramBuilder, model: Any) -> Recorder:
+    def _recorder(self, builder: ProgramBuilder, model: Any, sharding: Sharding | None = None) -> Recorder:
         recorder = Recorder(builder, axis_of_group(self.mesh), training=self.spec.training)
+        if sharding is not None:
+            sharding.record_into(recorder)
         recorder.adopt(_local(model.named_parameters()), "parameter")
         recorder.adopt(_local(model.named_buffers()), "parameter")
         return recorder
 
+    @contextlib.contextmanager
+    def _sharding(self, model: Any) -> Iterator[Sharding | None]:
+        if self.plan.size("fsdp") == 1:
+            yield None
+            return
+        axes = ("dp", "fsdp") if self.plan.size("dp") > 1 else ("fsdp",)
+        sharding = Sharding(self.spec, model, self.mesh[axes])
+        try:
+            yield sharding
+        finally:
+            sharding.close()
+
     def _data_parallel(self, model: Any) -> DataParallel | None:
         ranks = self.plan.size("dp")
-        if ranks == 1:
+        if ranks == 1 or self.plan.size("fsdp") > 1:  # with FSDP the outer axis is its own: hybrid sharding
             return None
         spec = self.spec
         return DataParallel(model, "dp", ranks, bucket_mib=spec.bucket_mib, as_view=spec.gradient_as_bucket_view)
@@ -128,14 +145,18 @@ class _Synthesis:
         return frozenset() if loss is None else frozenset({loss})
 
     def _train(self, model: Any, builder: ProgramBuilder) -> None:
-        step = TrainingStep(self.spec, model, self._data_parallel(model))
-        batches = [self.task.batch(self.spec, self.config) for _ in range(self.spec.micro_batches)]
-        step.prepare(batches, self._recorder(ProgramBuilder(), model))
-        recorder = self._recorder(builder, model)
+        with self._sharding(model) as sharding:
+            step = TrainingStep(self.spec, model, self._data_parallel(model))
+            batches = [self.task.batch(self.spec, self.config) for _ in range(self.spec.micro_batches)]
+            step.prepare(batches, self._recorder(ProgramBuilder(), model, sharding))
+            self._record_step(step, batches, self._recorder(builder, model, sharding))
+
+    def _record_step(self, step: TrainingStep, batches: list[Batch], recorder: Recorder) -> None:
+        builder = recorder.builder
         step.adopt_state(recorder)
         for batch in batches:
             recorder.adopt(batch.items(), "input")
-        recorder.modules = ModuleTracker(model)
+        recorder.modules = ModuleTracker(step.model)
         gc.collect()
         builder.mark(STEP, 0, "begin")
         with recorder.modules.tracking(), recorder:
@@ -143,6 +164,18 @@ class _Synthesis:
             builder.synchronize()
             builder.mark(STEP, 0, "end")
         recorder.stopped = True
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Advice of PyTorch's to whoever wrote the model and the mesh: not for whoever synthesizes a step."""
+    logger = logging.getLogger("torch.distributed.tensor._redistribute")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module")
+        yield
+    logger.setLevel(level)
 
 
 @contextlib.contextmanager

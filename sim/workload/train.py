@@ -15,7 +15,7 @@ import torch
 from sim.errors import UserError
 from sim.workload.cuda_choices import CudaChoices
 from sim.workload.ddp import DataParallel
-from sim.workload.optimizers import begin_state, make_optimizer, state_tensors
+from sim.workload.optimizers import begin_state, clip_gradients, make_optimizer, state_tensors
 from sim.workload.parallel import to_local
 from sim.workload.record import Recorder
 from sim.workload.spec import SynthSpec
@@ -95,7 +95,7 @@ class TrainingStep:
         if self.spec.max_grad_norm is not None:
             if self.scaler is not None and self.optimizer is not None:
                 self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.max_grad_norm, foreach=True)
+            clip_gradients(self.parameters, self.spec.max_grad_norm)
         if self.optimizer is None:
             for parameter in self.parameters:
                 parameter.grad = None

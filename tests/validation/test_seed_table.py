@@ -17,12 +17,9 @@ ROWS = {row.name: row for row in seed.published_rows()}
 MEASURED = [name for name, row in ROWS.items() if row.measured_ms is not None]
 ONE_GPU = [name for name in MEASURED if name.endswith("-x1")]
 MISSED = {
-    "opt-1.3b-x1": "+10.9 %, 75.9 ms too long; GEMMs are 596 of our 770 ms",
-    "opt-6.7b-x1": "+6.6 %, 217.6 ms too long; GEMMs are 3048 of our 3493 ms",
-    "clm-60m-x1": "-13.0 %, 15.8 ms too short; GEMMs 28, attention 17, all else 60 ms",
-    "clm-1.1b-x1": "+8.2 %, 61.4 ms too long; GEMMs are 496 of our 809 ms",
-    "opt-1.3b-x8": "+26.2 %: all-reduces are 1121 of our 1655 ms, two ranks taken to get what eight get of the host",
-    "opt-6.7b-x8": "+20.5 %: all-reduces are 2997 of our 5113 ms, two ranks taken to get what eight get of the host",
+    "clm-60m-x1": "-7.7 %, 9.3 ms too short; GEMMs 25, attention 17, all else 70 ms",
+    "opt-1.3b-x8": "+24.2 %: all-reduces are 1121 of our 1629 ms, two ranks taken to get what eight get of the host",
+    "opt-6.7b-x8": "+19.1 %: all-reduces are 2997 of our 5054 ms, two ranks taken to get what eight get of the host",
 }
 
 pytestmark = pytest.mark.validation
@@ -45,7 +42,7 @@ def test_kernel_time(name: str, summaries: dict[str, Any]) -> None:
     assert summaries[name].kernel_ms == pytest.approx(ROWS[name].measured_ms, rel=tolerance)
 
 
-@pytest.mark.xfail(strict=False, reason="7.0 %: see the rows above")
+@pytest.mark.xfail(strict=False, reason="3.6 %: from 1.0 % (opt-6.7b) to 7.7 % (clm-60m)")
 def test_mean_kernel_time_on_one_gpu(summaries: dict[str, Any]) -> None:
     errors = [abs(seed.error(summaries[name].kernel_ms, ROWS[name].measured_ms) or 0.0) for name in ONE_GPU]
     assert sum(errors) / len(errors) <= 0.025

@@ -16,55 +16,15 @@ from sim.workload.spec import SynthSpec
 from sim.workload.train import TrainingStep, checkpoint_activations
 
 # Ops of the CPU that launch nothing: views, allocations, metadata, and dropout with probability 0.
-NO_KERNEL = frozenset(
-    "aten::" + name
-    for name in [
-        "_reshape_alias",
-        "_unsafe_view",
-        "alias",
-        "as_strided",
-        "chunk",
-        "contiguous",
-        "detach",
-        "detach_",
-        "dropout",
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "expand",
-        "expand_as",
-        "flatten",
-        "is_nonzero",
-        "item",
-        "lift_fresh",
-        "_local_scalar_dense",
-        "narrow",
-        "new_empty",
-        "new_empty_strided",
-        "permute",
-        "reshape",
-        "resize_",
-        "resolve_conj",
-        "resolve_neg",
-        "result_type",
-        "select",
-        "slice",
-        "split",
-        "split_with_sizes",
-        "squeeze",
-        "t",
-        "to",
-        "transpose",
-        "unbind",
-        "unflatten",
-        "unsqueeze",
-        "view",
-        "view_as",
-    ]
-)
-FILLS = frozenset(
-    "aten::" + n for n in ["zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "full", "arange"]
-)
+_NO_KERNEL = (
+    "_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk", "contiguous", "detach", "detach_", "dropout",
+    "empty", "empty_like", "empty_strided", "expand", "expand_as", "flatten", "is_nonzero", "item", "lift_fresh",
+    "_local_scalar_dense", "narrow", "new_empty", "new_empty_strided", "permute", "reshape", "resize_",
+    "resolve_conj", "resolve_neg", "result_type", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "to",
+    "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as",
+)  # fmt: skip
+_FILLS = ("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "full", "arange")
+NO_KERNEL, FILLS = (frozenset("aten::" + name for name in names) for names in (_NO_KERNEL, _FILLS))
 
 
 class _NotRecording:

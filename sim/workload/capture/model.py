@@ -25,8 +25,11 @@ def run_model(run: ModelRun, place: Place, session: Session) -> None:
     """Warm up and record; UserError where the model cannot be built or does not fit."""
     config = find_config(run.model)
     _check_length(run, config)
-    with _out_of_memory(run), _process_group(place), torch.device(_device(place)):
-        step = _step(run, _build(run, config), place)
+    device = _device(place)
+    with _out_of_memory(run), _process_group(place):
+        session.record_memory()
+        with torch.device(device):  # for the building alone: as a context it costs the host time in every call
+            step = _step(run, _build(run, config), place)
         session.begin()
         try:
             while not session.over:

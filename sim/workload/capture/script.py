@@ -26,6 +26,7 @@ def run_script(run: ScriptRun, session: Session) -> str:
         if session.step_ended() and not run.to_the_end:
             raise _Enough
 
+    session.record_memory()
     session.begin()
     with _as_main(run), cut_by_optimizer(step_ended):
         try:

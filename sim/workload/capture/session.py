@@ -47,12 +47,15 @@ class Session:
         """Whole steps on record."""
         return min(max(self.ended - self.warmup, 0), self.steps)
 
-    def begin(self) -> None:
-        """The first step of the run begins here (for a script: all that comes before its first optimizer step too).
+    def record_memory(self) -> None:
+        """Record the CUDA allocator from the moment CUDA is there: every segment is then allocated inside the record.
 
         Nothing here asks CUDA anything: a script may yet choose which GPUs it sees.
         """
         torch.cuda._lazy_call(_record_memory)
+
+    def begin(self) -> None:
+        """The first step of the run begins here (for a script: all that comes before its first optimizer step too)."""
         if self.warmup:
             self._tell(f"warming up: {self.warmup} steps")
         if self.warmup <= 1:
@@ -125,7 +128,6 @@ class Session:
 
 
 def _record_memory() -> None:
-    """From the moment CUDA is there: every segment is then allocated inside the record."""
     torch.cuda.memory._record_memory_history(context=None, max_entries=MEMORY_EVENTS)
 
 
