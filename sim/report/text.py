@@ -104,7 +104,9 @@ def _verdict(summary: Summary, console: Console) -> None:
         _remedies(summary, console)
         return
     if tightest is None:
-        console.print(Text(f"{time[0].upper()}{time[1:]}; its memory is unknown", style="bold"))
+        most = max((rank.peak_reserved_bytes or 0 for rank in summary.ranks), default=0)
+        needs = f" and needs {_gib(most)} GiB" if most else "; its memory is unknown"
+        console.print(Text(f"{time[0].upper()}{time[1:]}{needs}", style="bold"))
         return
     needed, there = tightest
     console.print(Text(f"Fits: {time} and needs {_gib(needed)} of {_gib(there)} GiB", style="bold green"))
@@ -132,7 +134,8 @@ def _does_not_fit(event: OutOfMemoryRow) -> str:
     return (
         f"Out of memory: {format_bytes(event.short_bytes)} short on {where}: {event.op or 'an op'} asks for "
         f"{format_bytes(event.requested_bytes)} where {format_bytes(event.reserved_bytes)} of "
-        f"{format_bytes(event.capacity_bytes)} are reserved ({format_bytes(event.allocated_bytes)} allocated)"
+        f"{format_bytes(event.capacity_bytes)} are reserved ({format_bytes(event.allocated_bytes)} allocated, "
+        f"{format_bytes(event.reserved_bytes - event.allocated_bytes)} cached but unusable)"
     )
 
 

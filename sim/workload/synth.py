@@ -133,9 +133,8 @@ class _Synthesis:
         batch = self.task.batch(self.spec, self.config)
         recorder.adopt(batch.items(), "input")
         recorder.modules = ModuleTracker(model)
-        gc.collect()
         builder.mark(STEP, 0, "begin")
-        with torch.no_grad(), recorder.modules.tracking(), CudaChoices(), recorder:
+        with torch.no_grad(), recorder.modules.tracking(), _no_garbage_collection(), CudaChoices(), recorder:
             outputs = model(**batch, use_cache=False)
             loss = recorder.block_of(to_local(outputs.loss))
             builder.synchronize()
@@ -157,13 +156,25 @@ class _Synthesis:
         for batch in batches:
             recorder.adopt(batch.items(), "input")
         recorder.modules = ModuleTracker(step.model)
-        gc.collect()
         builder.mark(STEP, 0, "begin")
-        with recorder.modules.tracking(), recorder:
+        with recorder.modules.tracking(), _no_garbage_collection(), recorder:
             step.run(batches, recorder)
             builder.synchronize()
             builder.mark(STEP, 0, "end")
         recorder.stopped = True
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Frees come from reference counts alone: the same in every run, whatever else the process has allocated."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager

@@ -112,9 +112,10 @@ def build_model(spec: SynthSpec, config: Any, task: Task) -> Any:
     return model.train(spec.training)
 
 
-def _attention_implementation(spec: SynthSpec) -> str:
+def _attention_implementation(spec: SynthSpec) -> str | None:
+    """transformers' name of it; without one it takes sdpa for every family that has it."""
     if spec.attention != "flash":
-        return spec.attention
+        return "eager" if spec.attention == "eager" else None
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import flash_attention_mask
 

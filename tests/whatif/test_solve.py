@@ -10,7 +10,7 @@ from sim.errors import UserError
 from sim.graph import OpGraph
 from sim.report.variants import Solution
 from sim.whatif.solve import parse_target, solve
-from tests.whatif.conftest import Run
+from tests.conftest import Run
 from tests.whatif.layers import layered, ring_machine
 
 RING = "links.ring.bandwidth_gb_s"

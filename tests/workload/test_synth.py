@@ -199,13 +199,12 @@ def test_a_model_that_does_not_exist_offers_the_nearest() -> None:
 
 @pytest.mark.parametrize("name", [n for n, card in shipped_cards().items() if card.parameters])
 def test_model_cards_have_the_parameters_they_say(name: str) -> None:
-    import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoModelForCausalLM
 
     from sim.workload.cards import find_config
+    from sim.workload.tasks import build_model, task_of
 
-    config = find_config(name)
+    spec, config = SynthSpec(model=name, batch=1), find_config(name)
     with FakeTensorMode():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+        model = build_model(spec, config, task_of(spec, config))
     assert sum(p.numel() for p in model.parameters()) == shipped_cards()[name].parameters
