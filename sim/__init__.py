@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.errors import UserError
+from sim.graph import OpGraph
 from sim.place.place import place
 from sim.replay.replay import replay
 from sim.report.chrome import write_trace
@@ -26,12 +27,22 @@ from sim.report.summary import Summary, summarize
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sim.graph import OpGraph
     from sim.timeline import Timeline
     from sim.topology.machine import Machine
     from sim.workload.inputs import Workload
 
-__all__ = ["Summary", "UserError", "load_topology", "place", "read", "replay", "summarize", "synthesize", "write"]
+__all__ = [
+    "OpGraph",
+    "Summary",
+    "UserError",
+    "load_topology",
+    "place",
+    "read",
+    "replay",
+    "summarize",
+    "synthesize",
+    "write",
+]
 
 
 def read(*paths: str | Path) -> Workload:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 from rich.console import Console
 
 from sim.errors import UserError
@@ -25,6 +26,7 @@ from sim.timeline import Timeline
 
 if TYPE_CHECKING:
     from sim.topology.machine import Machine
+    from sim.whatif.outcome import Rules
 
 # What only some commands need is imported where they need it: a replay as captured is over before torch, networkx and
 # pydantic would be there.
@@ -70,6 +72,10 @@ _contention = click.option(
     help="Write the replay as a trace for Perfetto, chrome://tracing or TensorBoard; a folder gets a file a rank.",
 )  # fmt: skip
 @_alloc_conf
+@click.option(
+    "--no-remedies", "cure", is_flag=True, flag_value=False, default=True,
+    help="Where the job does not fit, do not try what would make it fit.",
+)  # fmt: skip
 @click.option("--memory-plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw memory over time.")
 def replay_command(
     inputs: Sequence[Path],
@@ -80,13 +86,15 @@ def replay_command(
     json_out: str | None,
     timeline_out: Path | None,
     alloc_conf: str,
+    cure: bool,
     memory_plot: Path | None,
 ) -> None:
     """Predict the steps of a trace or a workload on a machine."""
     machine = _machine(topology, settings)
     with _progress() as tell:
         config = parse_alloc_conf(alloc_conf)
-        timeline, told = _replay(inputs, machine, _numbers("--gpus", gpus), config, tell, contention=contention)
+        chosen = _numbers("--gpus", gpus)
+        timeline, told = _replay(inputs, machine, chosen, config, tell, contention=contention, cure=cure)
         if timeline_out is not None:
             tell(f"writing {timeline_out}")
             chrome.write_traces(timeline, timeline_out)
@@ -108,6 +116,7 @@ def _replay(
     tell: Callable[[str], None],
     *,
     contention: bool,
+    cure: bool,
 ) -> tuple[Timeline, Summary]:
     from sim.workload.inputs import read_inputs
 
@@ -119,7 +128,12 @@ def _replay(
     timeline = replay(placement, contention=contention, allocator=config)
     seconds = time.perf_counter() - begun
     ops = sum(len(workload.graph.programs[r.program].ops) for r in placement.ranks)
-    return timeline, summary.summarize(timeline, workload.measured, ops=ops, replay_seconds=seconds)
+    told = summary.summarize(timeline, workload.measured, ops=ops, replay_seconds=seconds)
+    if told.out_of_memory and machine is not None and cure:
+        from sim.whatif.remedies import remedies
+
+        told = msgspec.structs.replace(told, remedies=remedies(workload.graph, machine, gpus, config, tell))
+    return timeline, told
 
 
 @cli.command()
@@ -129,6 +143,10 @@ def _replay(
     "--vary", "varied", multiple=True, metavar="PATH=V1,V2,...",
     help="Values of a path of the topology, or topology=NAME,NAME; several: every combination.",
 )  # fmt: skip
+@click.option("--solve", metavar="PATH", help="Search the value of this path that reaches --target.")
+@click.option(
+    "--target", metavar="MEASURE=VALUE", help="speedup (against the base), step_ms, exposed_communication_ms."
+)
 @_set
 @_gpus
 @_contention
@@ -138,24 +156,51 @@ def _replay(
     "--timeline", "timeline_out", type=click.Path(path_type=Path), metavar="FILE.pt.trace.json[.gz]",
     help="Write base and rows side by side into one trace for Perfetto.",
 )  # fmt: skip
+@_alloc_conf
 def whatif(
     inputs: Sequence[Path],
     topology: str,
     varied: Sequence[str],
+    solve: str | None,
+    target: str | None,
     settings: Sequence[str],
     gpus: str | None,
     contention: bool,
     json_out: str | None,
     plot: Path | None,
     timeline_out: Path | None,
+    alloc_conf: str,
 ) -> None:
-    """Change the machine and see what changes, and why."""
+    """Change the machine and see what changes, and why; or search the value that reaches a target."""
+    if topology == AS_CAPTURED:
+        raise UserError(f"--topology {AS_CAPTURED}: a what-if needs a machine to change; name a topology")
+    from sim.whatif.outcome import Rules
+
+    rules = Rules(contention, parse_alloc_conf(alloc_conf))
+    chosen = _numbers("--gpus", gpus)
+    if solve is None and target is None:
+        _vary(inputs, topology, varied, _assignments(settings), chosen, rules, json_out, plot, timeline_out)
+    elif solve is None or target is None or varied or plot or timeline_out:
+        raise UserError("--solve PATH and --target MEASURE=VALUE go together, without --vary, --plot and --timeline")
+    else:
+        _solve(inputs, topology, solve, target, _assignments(settings), chosen, rules, json_out)
+
+
+def _vary(
+    inputs: Sequence[Path],
+    topology: str,
+    varied: Sequence[str],
+    settings: dict[str, str],
+    gpus: Sequence[int],
+    rules: Rules,
+    json_out: str | None,
+    plot: Path | None,
+    timeline_out: Path | None,
+) -> None:
     from sim.report import side_by_side, variants, variants_plot, variants_text
     from sim.whatif import rows, vary
     from sim.workload.inputs import read_inputs
 
-    if topology == AS_CAPTURED:
-        raise UserError(f"--topology {AS_CAPTURED}: a what-if needs a machine to change; name a topology")
     given = vary.parse(varied)
     if not given:
         raise UserError("nothing to vary: give --vary PATH=V1,V2,... as in --vary links.pcie.bandwidth_gb_s=8,16,32")
@@ -163,14 +208,11 @@ def whatif(
         variants_plot.check_plot_name(plot)
     if timeline_out is not None:
         chrome.check_name(timeline_out)
-    base = vary.base_machine(topology, _assignments(settings), given)
-    machines = vary.machines(topology, _assignments(settings), given)
+    base, machines = vary.base_machine(topology, settings, given), vary.machines(topology, settings, given)
     with _progress() as tell:
         graph = read_inputs(inputs, tell).graph
-        answer = rows.what_if(
-            graph, base, machines, _numbers("--gpus", gpus),
-            contention=contention, keep_timelines=timeline_out is not None, tell=tell,
-        )  # fmt: skip
+        keep = timeline_out is not None
+        answer = rows.what_if(graph, base, machines, gpus, rules, keep_timelines=keep, tell=tell)
         if timeline_out is not None:
             tell(f"writing {timeline_out}")
             side_by_side.write_side_by_side(answer.timelines, timeline_out)
@@ -179,6 +221,29 @@ def whatif(
     _write_json(variants.encode(answer.told), json_out)
     if json_out != "-":
         variants_text.render_what_if(answer.told, Console(soft_wrap=False))
+
+
+def _solve(
+    inputs: Sequence[Path],
+    topology: str,
+    path: str,
+    target: str,
+    settings: dict[str, str],
+    gpus: Sequence[int],
+    rules: Rules,
+    json_out: str | None,
+) -> None:
+    from sim.report import variants, variants_text
+    from sim.whatif.solve import parse_target, solve
+    from sim.workload.inputs import read_inputs
+
+    wanted = parse_target(target)
+    with _progress() as tell:
+        graph = read_inputs(inputs, tell).graph
+        told = solve(graph, topology, settings, path, wanted, gpus, rules, tell)
+    _write_json(variants.encode(told), json_out)
+    if json_out != "-":
+        variants_text.render_solution(told, Console(soft_wrap=False))
 
 
 @cli.command()
@@ -324,8 +389,6 @@ def collective(
 @_json
 def allocator(snapshot: Path, json_out: str | None) -> None:
     """Replay a CUDA memory snapshot's events through the simulated allocator and compare every address."""
-    import msgspec
-
     from sim.replay.allocator.snapshot import replay_snapshot
     from sim.report.allocator import render_comparison
 

@@ -1,11 +1,16 @@
-"""What the tests share: the folder of measured data beside the checkout, where it is there."""
+"""What the tests share: the measured data beside the checkout, and commands as a user types them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from sim.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,3 +27,36 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in this process, on a terminal of 100 columns: exit code, stdout, stderr."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def command(*args: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = 0
+        try:
+            main([str(arg) for arg in args])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return command
+
+
+@pytest.fixture
+def refused(run: Run) -> Callable[..., str]:
+    """Run a command that must be refused: one line on stderr, nothing on stdout, exit code 2."""
+
+    def command(*args: object) -> str:
+        code, out, err = run(*args)
+        assert code == 2, (code, out, err)
+        assert out == ""
+        assert err.count("\n") == 1 and err.startswith("tracesim: error: "), err
+        assert "Traceback" not in err
+        return err
+
+    return command

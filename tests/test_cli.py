@@ -16,38 +16,6 @@ from sim.cli import main
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in this process: exit code, stdout, stderr."""
-
-    def command(*args: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = 0
-        try:
-            main([str(arg) for arg in args])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return command
-
-
-@pytest.fixture
-def refused(run: Run) -> Callable[..., str]:
-    """Run a command that must be refused: one line on stderr, nothing on stdout, exit code 2."""
-
-    def command(*args: object) -> str:
-        code, out, err = run(*args)
-        assert code == 2, (code, out, err)
-        assert out == ""
-        assert err.count("\n") == 1 and err.startswith("tracesim: error: "), err
-        assert "Traceback" not in err
-        return err
-
-    return command
-
-
 @pytest.fixture(scope="module")
 def workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small OPT over two tensor-parallel ranks."""

@@ -9,6 +9,7 @@ from sim.place.placement import Costs, PlacedRank, Placement
 from sim.timeline import CollectiveInfo, DurationSource
 
 AS_CAPTURED = "as-captured"
+CPU = "cpu"  # the name of the device of a run without a GPU
 
 
 def place_as_captured(graph: OpGraph) -> Placement:
@@ -16,7 +17,8 @@ def place_as_captured(graph: OpGraph) -> Placement:
     placed = []
     for index, r in enumerate(graph.ranks):
         costs = _measured_costs(graph, graph.programs[r.program], r)
-        placed.append(PlacedRank(r.rank, f"gpu{index}", r.device, r.program, costs))
+        kind = "cpu" if r.device == CPU else "gpu"
+        placed.append(PlacedRank(r.rank, f"{kind}{index}", r.device, r.program, costs))
     return Placement(graph, AS_CAPTURED, tuple(placed))
 
 

@@ -2,7 +2,7 @@
 
 Computed after a replay, from its moments alone.  Every operation began when the last thing it waited for was there
 (its lane, its launch, an event, the last rank of a collective), so a walk back from the end finds an unbroken chain:
-the segments tile the stretch exactly, across ranks.  Where two causes tie the first of lane, launch, events is taken,
+the segments tile the stretch exactly, across ranks.  Where causes tie the first of lane, events, launch is taken,
 and a collective stays on its rank where that rank was among the last: so the same replay has one path.
 """
 
@@ -135,27 +135,25 @@ class CriticalPaths:
     # Beginnings -------------------------------------------------------------------------------------------------
 
     def _start_cause(self, point: _Point) -> _Cause:
+        """The first of lane, events and launch that was there no sooner than the operation began."""
         rank, i, _ = point
         replayed = self._replays[rank]
-        op, end = replayed.ops[i], replayed.moments.end
-        start = replayed.moments.start[i]
+        op, end, costs = replayed.ops[i], replayed.moments.end, replayed.placed.costs
         program = self._graph.programs[replayed.placed.program]
         on_thread = program.lanes[op.lane].kind == "thread"
-        # A thread works `before_ns` once all that it waits for is there; a stream turns around behind its last work.
-        before = getattr(op, "before_ns", 0) if on_thread else 0
-        gap = 0 if on_thread else replayed.placed.costs.gap_ns[i]
+        # Behind what it waited for a thread works for itself, and a stream turns around.
+        delay = getattr(op, "before_ns", 0) if on_thread else costs.gap_ns[i]
+        part: Part = "host" if on_thread else "gap"
         previous = self._previous_on_lane(replayed.placed.program)[i]
-        free = end[previous] if previous >= 0 else 0
-        turned = (Segment(rank, i, "gap", free, free + gap),)
-        causes = [_Cause(free + gap, turned, _Point(rank, previous, True) if previous >= 0 else None)]
-        launch = None if on_thread else getattr(op, "launch", None)
-        if launch is not None:
-            causes.append(self._launched(rank, i, launch))
-        causes += [_Cause(end[j], (), _Point(rank, j, True)) for j in op.after]
-        ready = start - before
-        cause = next(cause for cause in causes if cause.time == ready)
-        since = cause.spent[-1].start_ns if cause.spent else ready
-        return _Cause(since, (Segment(rank, i, "host", ready, start), *cause.spent), cause.before)
+        before = [_Point(rank, j, True) for j in (previous, *op.after) if j >= 0]
+        awaited = [*((end[each.op], each) for each in before), *([] if previous >= 0 else [(0, None)])]
+        start = replayed.moments.start[i]
+        for time, each in awaited:
+            if time + delay == start:
+                return _Cause(time, (Segment(rank, i, part, time, start),), each)
+        launch = getattr(op, "launch", None)
+        assert launch is not None and not on_thread, f"operation {i} of rank {rank} began at {start} ns for no reason"
+        return self._launched(rank, i, launch)
 
     def _launched(self, rank: int, i: int, launch: int) -> _Cause:
         """From the beginning of the launching call: the call, as far as the device waits for it, and the latency."""

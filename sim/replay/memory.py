@@ -6,6 +6,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from sim.ops import Alloc, Category, Free
+from sim.place.captured import CPU
 from sim.place.placement import PlacedRank
 from sim.replay.allocator.caching import Allocation, CachingAllocator
 from sim.replay.allocator.config import AllocatorConfig
@@ -24,6 +25,28 @@ class Card(DeviceMemory):
 
     def pretend_room(self) -> None:
         self._free = UNLIMITED_BYTES
+
+
+class HostMemory:
+    """A run without a GPU asks the host's allocator: what is allocated is held, no more and no less."""
+
+    def __init__(self) -> None:
+        self.allocated_bytes = 0
+        self._sizes: dict[int, int] = {}
+        self._next = 1
+
+    @property
+    def reserved_bytes(self) -> int:
+        return self.allocated_bytes
+
+    def malloc(self, nbytes: int, stream: int) -> Allocation:
+        address, self._next = self._next, self._next + 1
+        self._sizes[address] = nbytes
+        self.allocated_bytes += nbytes
+        return Allocation(address, nbytes)
+
+    def free(self, address: int) -> None:
+        self.allocated_bytes -= self._sizes.pop(address)
 
 
 class Holding(NamedTuple):
@@ -53,7 +76,7 @@ class RankMemory:
         if self._capacity is not None:
             self._capacity -= outside
         self._card = Card(total, outside)
-        self._allocator = CachingAllocator(config, self._card)
+        self._allocator = HostMemory() if placed.device_name == CPU else CachingAllocator(config, self._card)
         self._live: dict[int, tuple[int, Holding]] = {}
         self._history: list[tuple[Holding, int]] = []  # what came (+1) and went (-1), a pair a sample
         self._most = -1  # the sample at which most was allocated

@@ -151,6 +151,18 @@ class OutOfMemoryRow(msgspec.Struct, frozen=True):
     short_bytes: int
 
 
+class RemedyRow(msgspec.Struct, frozen=True):
+    """A cure for a job that does not fit, as tried: the option that makes it, and what came of it.
+
+    ``step_ms`` is a step of the changed job: with a smaller ``--batch`` alone it does less.
+    """
+
+    option: str
+    fits: bool
+    peak_reserved_bytes: int
+    step_ms: float
+
+
 class Summary(msgspec.Struct, frozen=True):
     """A timeline as numbers: times in decimal milliseconds, sizes in bytes.  See the module for definitions.
 
@@ -178,6 +190,7 @@ class Summary(msgspec.Struct, frozen=True):
     per_step: tuple[StepRow, ...]
     memory_peaks: tuple[PeakRow, ...]
     out_of_memory_at: tuple[OutOfMemoryRow, ...]
+    remedies: tuple[RemedyRow, ...]
     ops: int
     replay_seconds: float | None
     warnings: tuple[str, ...]
@@ -251,6 +264,7 @@ def summarize(
         per_step=_per_step(job, splits, host, measurement),
         memory_peaks=_peaks(timeline),
         out_of_memory_at=_out_of_memory(timeline),
+        remedies=(),
         ops=len(timeline.spans) + len(timeline.memory) if ops is None else ops,
         replay_seconds=replay_seconds,
         warnings=_warnings(timeline, measured),

@@ -101,12 +101,28 @@ def _verdict(summary: Summary, console: Console) -> None:
         if tightest is not None and tightest[0] > tightest[1]:
             need = f" and would need {_gib(tightest[0])} of {_gib(tightest[1])} GiB"
         console.print(Text(f"As replayed all the same, {time}{need}"))
+        _remedies(summary, console)
         return
     if tightest is None:
-        console.print(Text(f"{time[0].upper()}{time[1:]}; its memory is unknown", style="bold"))
+        most = max((rank.peak_reserved_bytes or 0 for rank in summary.ranks), default=0)
+        needs = f" and needs {_gib(most)} GiB" if most else "; its memory is unknown"
+        console.print(Text(f"{time[0].upper()}{time[1:]}{needs}", style="bold"))
         return
     needed, there = tightest
     console.print(Text(f"Fits: {time} and needs {_gib(needed)} of {_gib(there)} GiB", style="bold green"))
+
+
+def _remedies(summary: Summary, console: Console) -> None:
+    """What was tried to make it fit, what helps first."""
+    if not summary.remedies:
+        return
+    columns = map(number_column, ("reserved GiB", "step ms"))
+    table = plain_table(Column("tried by simulation", overflow="fold"), Column("fits"), *columns)
+    for row in sorted(summary.remedies, key=lambda row: not row.fits):
+        verdict = Text("yes", style="green") if row.fits else Text("no", style="red")
+        table.add_row(_plain(row.option), verdict, _gib(row.peak_reserved_bytes), _ms(row.step_ms))
+    console.print()
+    console.print(table)
 
 
 def _is_unmarked(summary: Summary) -> bool:
@@ -118,7 +134,8 @@ def _does_not_fit(event: OutOfMemoryRow) -> str:
     return (
         f"Out of memory: {format_bytes(event.short_bytes)} short on {where}: {event.op or 'an op'} asks for "
         f"{format_bytes(event.requested_bytes)} where {format_bytes(event.reserved_bytes)} of "
-        f"{format_bytes(event.capacity_bytes)} are reserved ({format_bytes(event.allocated_bytes)} allocated)"
+        f"{format_bytes(event.capacity_bytes)} are reserved ({format_bytes(event.allocated_bytes)} allocated, "
+        f"{format_bytes(event.reserved_bytes - event.allocated_bytes)} cached but unusable)"
     )
 
 

@@ -45,13 +45,17 @@ class LedgerLine(msgspec.Struct, frozen=True):
 
 
 class Bound(msgspec.Struct, frozen=True):
-    """What decides a step: the part with most of the critical path, its dearest operation, and their shares, 0 to 1."""
+    """What decides a step: the part with most of the critical path, and its dearest operation.
+
+    ``share`` is the part's of the path, 0 to 1; ``links`` are the classes of links that bound its transfers.
+    """
 
     part: str
     ms: float
     share: float
     op: str
     op_ms: float
+    links: tuple[str, ...] = ()
 
 
 class NextBound(msgspec.Struct, frozen=True):

@@ -162,7 +162,11 @@ def bound_phrase(bound: Bound) -> str:
     """``bound by communication (70 % of the critical path), most of it all_reduce 64.00 MiB (395.26 ms)``."""
     part = _PARTS.get(bound.part, bound.part)
     dearest = f", most of it {shorten(bound.op)} ({ms_text(bound.op_ms)} ms)" if bound.op else ""
-    return f"bound by {part} ({percent(bound.share)} of the critical path{dearest})"
+    return f"bound by {part}{_over(bound)} ({percent(bound.share)} of the critical path{dearest})"
+
+
+def _over(bound: Bound) -> str:
+    return f" over {' and '.join(bound.links)} links" if bound.links else ""
 
 
 def next_phrase(after: NextBound | None) -> str:
@@ -170,7 +174,7 @@ def next_phrase(after: NextBound | None) -> str:
     if after is None:
         return ""
     part = _PARTS.get(after.bound_by.part, after.bound_by.part)
-    return f"; were that free: {ms_text(after.step_ms)} ms, bound by {part}"
+    return f"; were that free: {ms_text(after.step_ms)} ms, bound by {part}{_over(after.bound_by)}"
 
 
 # The answer to an inverse question ----------------------------------------------------------------------------------
@@ -187,9 +191,8 @@ def render_solution(told: Solution, console: Console) -> None:
     else:
         console.print(Text(f"No value of {told.path} reaches {target}", style="bold red"))
         console.print(Text(f"  the best is {told.measure} {told.reached:.4g}, at {told.limit_value:.4g}"))
-    console.print(
-        Text(f"  {ms_text(told.step_ms)} ms a step, {bound_phrase(told.bound_by)}{next_phrase(told.next_bottleneck)}")
-    )
+    bounded = f"{bound_phrase(told.bound_by)}{next_phrase(told.next_bottleneck)}"
+    _indented(f"{ms_text(told.step_ms)} ms a step, {bounded}", console)
     if not told.monotone:
         warning = "what was tried does not move one way only: other values may reach the target too"
         console.print(Text(f"  {warning}", style="yellow"))

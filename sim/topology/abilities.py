@@ -22,9 +22,9 @@ from sim.topology.device import DeviceProfile, load_device, shipped_devices
 
 T = TypeVar("T")
 
-# Energy per operation falls as (process / process)^0.65: between the T4 (12 nm), the A100 PCIe (7 nm) and the L4 (4 nm),
-# whose long float32 products settle at their power limits (the power blocks of their profiles) at 54, 73 and 111
-# GFLOP/J: 0.66 from the first to the last, 0.58 and 0.74 between neighbours.  docs/kernels.md, "Power".
+# Energy per operation falls as (process / process)^0.65: the long float32 products of T4 (12 nm), A100 PCIe (7 nm) and
+# L4 (4 nm) settle at their power limits (the power blocks of their profiles) at 54, 73 and 111 GFLOP/J: 0.66 from the
+# first to the last, 0.58 and 0.74 between neighbours.  docs/kernels.md, "Power".
 PROCESS_EXPONENT = 0.65
 # Rates of SMs this near (as a ratio) count as one design.
 SIMILAR_RATE = math.log(1.5)

@@ -12,7 +12,7 @@ from sim.ops import Collective, Copy, HostCall, Kernel, Op
 from sim.place.placement import Costs, Placement
 from sim.report.variants import NextBound
 from sim.whatif.ledger import bound, items
-from sim.whatif.outcome import replayed
+from sim.whatif.outcome import Rules, replayed
 
 _FREED: dict[str, tuple[type, ...]] = {
     "compute": (Kernel,), "communication": (Collective,), "copy": (Copy,), "host": (HostCall,),
@@ -25,17 +25,17 @@ class NextBottlenecks:
     def __init__(self) -> None:
         self._known: dict[str, list[tuple[Placement, bool, NextBound]]] = {}
 
-    def after(self, placement: Placement, part: str, *, contention: bool) -> NextBound | None:
+    def after(self, placement: Placement, part: str, rules: Rules) -> NextBound | None:
         """What decides the step when ``part`` takes no time; None for a part that cannot be taken away."""
         if part not in (*_FREED, "contention", "launch", "gap"):
             return None
-        contended = contention and part != "contention"
+        contended = rules.contention and part != "contention"
         freed = without(placement, part)
         for known, with_contention, answer in self._known.setdefault(part, []):
             if with_contention == contended and known == freed:
                 return answer
-        told = replayed(freed, contention=contended)
-        answer = NextBound(part, told.summary.step_ms, bound(items(told)))
+        told = replayed(freed, Rules(contended))
+        answer = NextBound(part, told.summary.step_ms, bound(told, items(told)))
         self._known[part].append((freed, contended, answer))
         return answer
 

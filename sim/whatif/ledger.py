@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sim.report.variants import Bound, LedgerLine, PathItem
-from sim.whatif.outcome import Outcome, Spent, collectives_a_step, spent
+from sim.whatif.outcome import Outcome, Spent, bounding_links, collectives_a_step, spent
 
 # A collective is told by kind and size; of everything else the part alone says where the time went.
 _BY_NAME = ("communication", "contention")
@@ -22,8 +22,8 @@ def items(told: Outcome) -> tuple[PathItem, ...]:
     return tuple(sorted(found, key=lambda item: (-item.ms, item.part, item.name)))
 
 
-def bound(path: tuple[PathItem, ...]) -> Bound:
-    """The part with most of the path, and the dearest operation in it."""
+def bound(told: Outcome, path: tuple[PathItem, ...]) -> Bound:
+    """The part with most of the path, the dearest operation in it, and the links that bound its transfers."""
     parts: dict[str, float] = {}
     for item in path:
         parts[item.part] = parts.get(item.part, 0.0) + item.ms
@@ -32,7 +32,8 @@ def bound(path: tuple[PathItem, ...]) -> Bound:
         return Bound("nothing", 0.0, 0.0, "", 0.0)
     part = max(sorted(parts), key=lambda name: parts[name])
     dearest = next(item for item in path if item.part == part)
-    return Bound(part, parts[part], parts[part] / whole, dearest.name, dearest.ms)
+    links = bounding_links(told, part) if part in ("communication", "copy", "contention") else ()
+    return Bound(part, parts[part], parts[part] / whole, dearest.name, dearest.ms, links)
 
 
 def ledger(base: tuple[PathItem, ...], row: tuple[PathItem, ...]) -> tuple[LedgerLine, ...]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from sim.graph import OpGraph
 from sim.ops import Collective
 from sim.place.place import place
-from sim.place.placement import Placement
+from sim.place.placement import Flow, Placement
+from sim.replay.allocator.config import AllocatorConfig
 from sim.replay.critical import CriticalPaths, Segment
 from sim.replay.engine import run
 from sim.replay.replay import timeline_of
@@ -17,6 +18,19 @@ from sim.report.summary import Summary, summarize
 from sim.timeline import Timeline
 from sim.topology.machine import Machine
 from sim.units import format_bytes, ms_from_ns
+
+_FULL = 1 - 1e-9  # a lane that is full but for rounding
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How every machine of a what-if is replayed: whether anything is shared, and the allocator's settings."""
+
+    contention: bool = True
+    allocator: AllocatorConfig | None = None
+
+
+DEFAULT_RULES = Rules()
 
 
 @dataclass(frozen=True)
@@ -54,14 +68,14 @@ def collective_label(kind: str, nbytes: int) -> str:
     return f"{kind} {format_bytes(nbytes)}"
 
 
-def outcome(graph: OpGraph, machine: Machine, gpus: Sequence[int] = (), *, contention: bool = True) -> Outcome:
+def outcome(graph: OpGraph, machine: Machine, gpus: Sequence[int] = (), rules: Rules = DEFAULT_RULES) -> Outcome:
     """Place, replay and walk back.  UserError as ``place`` and ``replay`` raise it."""
-    return replayed(place(graph, machine, gpus), contention=contention)
+    return replayed(place(graph, machine, gpus), rules)
 
 
-def replayed(placement: Placement, *, contention: bool = True) -> Outcome:
+def replayed(placement: Placement, rules: Rules = DEFAULT_RULES) -> Outcome:
     """Replay a placement, and find what decides each of its job's steps (the slowest rank's)."""
-    replays = run(placement, contention=contention)
+    replays = run(placement, contention=rules.contention, allocator=rules.allocator)
     timeline = timeline_of(placement, replays)
     paths = CriticalPaths(placement.graph, replays)
     steps = [slowest(steps) for steps in job_steps(rank_views(timeline))]
@@ -92,6 +106,23 @@ def spent(told: Outcome) -> dict[tuple[str, str], Spent]:
                 ops[key] = ops.get(key, 0) + 1
     steps = len(told.paths)
     return {key: Spent(ms_from_ns(ns / steps), ops[key] / steps) for key, ns in time.items()}
+
+
+def bounding_links(told: Outcome, part: str) -> tuple[str, ...]:
+    """The classes of links that bound the transfers of one part of the critical paths, by name."""
+    costs = {placed.rank: placed.costs for placed in told.placement.ranks}
+    flows = {(s.rank, s.op): costs[s.rank].flows.get(s.op) for path in told.paths for s in path if s.part == part}
+    return tuple(sorted({cls for flow in flows.values() if flow is not None for cls in bounding_classes(flow)}))
+
+
+def bounding_classes(flow: Flow) -> set[str]:
+    """The classes of the links that are full while the flow runs at its own rate."""
+    return {link_class(lane) for lane, share in flow.shares if share >= _FULL}
+
+
+def link_class(lane: str) -> str:
+    """The class of a lane's link: ``pcie`` of ``pcie:gpu0>cpu0``."""
+    return lane.partition(":")[0]
 
 
 def collectives_a_step(told: Outcome) -> dict[str, float]:

@@ -9,11 +9,10 @@ from sim.ops import Collective, DeviceOp, HostCall
 from sim.place.placement import Costs, Flow
 from sim.report.variants import Bound
 from sim.units import format_ns
-from sim.whatif.outcome import Outcome, collective_label
+from sim.whatif.outcome import Outcome, bounding_classes, collective_label, link_class
 
 # A change of the step that no table shows.
 NOTHING = 0.0005
-_FULL = 1 - 1e-9
 
 
 def why_unchanged(base: Outcome, row: Outcome, bound: Bound, paths: Sequence[str]) -> str | None:
@@ -105,11 +104,11 @@ def _link(cls: str, base: Outcome, row: Outcome) -> str:
     flows = list(chain(_flows(base), _flows(row)))
     if not flows:
         return "nothing of this workload crosses a link: it has no collective of several ranks and no host copy"
-    crossing = [flow for flow in flows if any(_class(lane) == cls for lane, _ in flow.shares)]
+    crossing = [flow for flow in flows if any(link_class(lane) == cls for lane, _ in flow.shares)]
     if not crossing:
-        others = sorted({_class(lane) for flow in flows for lane, _ in flow.shares})
+        others = sorted({link_class(lane) for flow in flows for lane, _ in flow.shares})
         return f"no ring of the collectives and no copy crosses a {cls} link; they cross {_list(others)} links"
-    bounding = sorted({_class(lane) for flow in crossing for lane, share in flow.shares if share >= _FULL} - {cls})
+    bounding = sorted(set().union(*(bounding_classes(flow) for flow in crossing)) - {cls})
     if bounding:
         return f"{cls} links are crossed, but {_list(bounding)} links bound every transfer that crosses them"
     return f"{cls} links are crossed, but the time of what crosses them does not depend on this value"
@@ -121,11 +120,6 @@ def _flows(told: Outcome) -> Iterator[Flow]:
         if id(placed.costs) not in seen:
             seen.add(id(placed.costs))
             yield from (flow for flow in placed.costs.flows.values() if flow.shares)
-
-
-def _class(lane: str) -> str:
-    """The class of a lane's link: ``pcie`` of ``pcie:gpu0>cpu0``."""
-    return lane.partition(":")[0]
 
 
 def _list(names: Sequence[str]) -> str:

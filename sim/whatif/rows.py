@@ -13,7 +13,7 @@ from sim.report.variants import Variant, WhatIf
 from sim.timeline import Timeline
 from sim.whatif.free import NextBottlenecks
 from sim.whatif.ledger import bound, items, ledger
-from sim.whatif.outcome import Outcome, outcome, replayed
+from sim.whatif.outcome import DEFAULT_RULES, Outcome, Rules, outcome, replayed
 from sim.whatif.reasons import why_unchanged
 from sim.whatif.vary import TOPOLOGY, Made
 
@@ -32,8 +32,8 @@ def what_if(
     base: Made,
     variants: Sequence[Made],
     gpus: Sequence[int] = (),
+    rules: Rules = DEFAULT_RULES,
     *,
-    contention: bool = True,
     keep_timelines: bool = False,
     tell: Tell = lambda _: None,
 ) -> Answer:
@@ -43,14 +43,14 @@ def what_if(
     """
     nexts = NextBottlenecks()
     tell("replaying the base")
-    told_base = outcome(graph, base.machine, gpus, contention=contention)
-    first = _variant(base, told_base, nexts, contention=contention)
+    told_base = outcome(graph, base.machine, gpus, rules)
+    first = _variant(base, told_base, nexts, rules)
     timelines = [("base", told_base.timeline)] if keep_timelines else []
     rows: list[Variant] = []
     for i, made in enumerate(variants):
         tell(f"replaying {i + 1} of {len(variants)}: {name_of(made)}")
-        told = _again(told_base, graph, made, gpus, contention=contention)
-        row = _variant(made, told, nexts, contention=contention)
+        told = _again(told_base, graph, made, gpus, rules)
+        row = _variant(made, told, nexts, rules)
         rows.append(_against(first, row, told_base, told, made, base))
         if keep_timelines:
             timelines.append((name_of(made), told.timeline))
@@ -68,17 +68,17 @@ def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _again(base: Outcome, graph: OpGraph, made: Made, gpus: Sequence[int], *, contention: bool) -> Outcome:
+def _again(base: Outcome, graph: OpGraph, made: Made, gpus: Sequence[int], rules: Rules) -> Outcome:
     """The variant's outcome; what is placed as the base is need not be replayed again."""
     placement = place(graph, made.machine, gpus)
     if placement.ranks == base.placement.ranks:
         return Outcome(placement, base.timeline, base.summary, base.paths)
-    return replayed(placement, contention=contention)
+    return replayed(placement, rules)
 
 
-def _variant(made: Made, told: Outcome, nexts: NextBottlenecks, *, contention: bool) -> Variant:
+def _variant(made: Made, told: Outcome, nexts: NextBottlenecks, rules: Rules) -> Variant:
     summary, path = told.summary, items(told)
-    bounded = bound(path)
+    bounded = bound(told, path)
     return Variant(
         topology=made.machine.name,
         values=dict(made.values),
@@ -92,7 +92,7 @@ def _variant(made: Made, told: Outcome, nexts: NextBottlenecks, *, contention: b
         memory_bytes=min((r.memory_bytes for r in summary.ranks if r.memory_bytes), default=None),
         out_of_memory=summary.out_of_memory,
         bound_by=bounded,
-        next_bottleneck=nexts.after(told.placement, bounded.part, contention=contention),
+        next_bottleneck=nexts.after(told.placement, bounded.part, rules),
         critical_path=path,
     )
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from sim.cli import main
 from sim.errors import InputError
 from sim.place.kernels.single import OPS, kernel_rows
 from sim.topology.device import DeviceProfile, load_device, shipped_devices, validate_device
@@ -21,18 +20,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def command(*args: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = 0
-        try:
-            main(["kernel", *(str(arg) for arg in args)])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return command
+def run(run: Run) -> Run:
+    """``tracesim kernel`` with these words."""
+    return lambda *args: run("kernel", *args)
 
 
 @pytest.fixture
@@ -42,17 +32,6 @@ def rows(run: Run) -> Callable[..., list[dict[str, Any]]]:
         assert code == 0, err
         found: list[dict[str, Any]] = json.loads(out)["rows"]
         return found
-
-    return command
-
-
-@pytest.fixture
-def refused(run: Run) -> Callable[..., str]:
-    def command(*args: object) -> str:
-        code, out, err = run(*args)
-        assert (code, out) == (2, "")
-        assert err.count("\n") == 1 and err.startswith("tracesim: error: ")
-        return err
 
     return command
 

@@ -29,10 +29,11 @@ def test_the_first_line_says_whether_it_fits() -> None:
     assert lines_of(summarize(two_ranks()))[0] == (
         "Fits: a step takes 13.00 ms on 2 x NVIDIA RTX A5000 and needs 6.00 of 24.00 GiB"
     )  # fmt: skip
-    first, second = lines_of(summarize(out_of_memory()))[:2]
+    first, second, third = lines_of(summarize(out_of_memory()))[:3]
     # 23 + 3 - 24 = 2 GiB.
     assert first.startswith("Out of memory: 2.00 GiB short on rank 0 (gpu0, NVIDIA RTX A5000): aten::mm asks")
-    assert "for 3.00 GiB where 23.00 GiB of 24.00 GiB are reserved (22.00 GiB allocated)" in second
+    assert "for 3.00 GiB where 23.00 GiB of 24.00 GiB are reserved (22.00 GiB allocated," in second
+    assert "1.00 GiB cached but unusable)" in third
 
 
 def test_what_would_be_needed_is_said_where_the_replay_went_on() -> None:

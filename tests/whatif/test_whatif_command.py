@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.whatif.conftest import Run
+from tests.conftest import Run
 
 PCIE = "links.pcie.bandwidth_gb_s"
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from sim.cli import main
 from sim.errors import UserError
 from sim.workload.capture.about import without_secrets
 from sim.workload.capture.cutting import cut_by_optimizer
@@ -56,20 +55,9 @@ def script(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+def trace(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
     """Run ``tracesim trace`` in this process: exit code, stdout, stderr."""
-
-    def run(*words: object, out: Path = tmp_path / "out") -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = 0
-        try:
-            main(["trace", "--out", str(out), *map(str, words)])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
+    return lambda *words, out=tmp_path / "out": run("trace", "--out", out, *words)
 
 
 @pytest.fixture

@@ -1,0 +1,109 @@
+"""Inverse questions: the value that reaches a target, worked out by hand, or what stands in its way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sim.errors import UserError
+from sim.graph import OpGraph
+from sim.report.variants import Solution
+from sim.whatif.solve import parse_target, solve
+from tests.conftest import Run
+from tests.whatif.layers import layered, ring_machine
+
+RING = "links.ring.bandwidth_gb_s"
+GIB_S = (1 << 30) / 1e9
+
+
+def solved(graph: OpGraph, machine: Path, target: str, path: str = RING) -> Solution:
+    return solve(graph, str(machine), {}, path, parse_target(target))
+
+
+def test_the_bandwidth_at_which_a_step_takes_so_long(tmp_path: Path) -> None:
+    # While an all-reduce takes longer than a layer's 10 ms of backward, the step is 250 + 24 T (see the closed form).
+    # For 520 ms T must be 11.25 = 14 x (x + 0.005) ms, x = 0.79857 ms for 12.5 MiB = 13.107 MB: 16.413 GB/s, and the
+    # next value of three digits that is at least that: 16.5 (16.4 is 520.06 ms... not reached).
+    told = solved(layered(8), ring_machine(tmp_path, 8), "step_ms=520")
+    assert told.base_value == pytest.approx(12 * GIB_S)
+    assert told.base_measure == pytest.approx(593.477, rel=1e-5)
+    assert told.value == 16.5
+    assert told.reached <= 520
+    assert told.monotone
+    assert {each.value for each in told.tried} >= {16.4, 16.5}
+
+
+def test_a_speed_up(tmp_path: Path) -> None:
+    # 593.477 / 1.2 = 494.564 ms = 250 + 24 T for T = 10.190 ms = 14 x (x + 0.005), x = 0.72287 ms for 13.107 MB:
+    # 18.132 GB/s, so 18.2 of three digits.
+    told = solved(layered(8), ring_machine(tmp_path, 8), "speedup=1.2")
+    assert told.value == 18.2
+    assert told.reached >= 1.2
+
+
+def test_no_bandwidth_hides_the_hops(tmp_path: Path) -> None:
+    # However wide the ring, 480 ms of compute and 14 hops of 5 us stay: 593.477 / 480.07 = 1.2362 at most.
+    told = solved(layered(8), ring_machine(tmp_path, 8), "speedup=2")
+    assert told.value is None
+    assert told.reached == pytest.approx(1.2362, rel=1e-3)
+    assert told.bound_by.part == "compute"
+    assert told.monotone
+
+
+def test_the_latency_that_a_step_can_bear(tmp_path: Path) -> None:
+    # Less is better here, and more than the base is allowed: 250 + 24 T = 690 for T = 18.3333 = 14 x (1.01725 + l):
+    # l = 292.27 us, so 292 of three digits.
+    told = solved(layered(8), ring_machine(tmp_path, 8), "step_ms=690", "links.ring.latency_us")
+    assert told.value == 292
+    assert told.reached <= 690
+
+
+def test_what_is_reached_everywhere_is_reached_by_the_base(tmp_path: Path) -> None:
+    told = solved(layered(1), ring_machine(tmp_path, 2), "step_ms=481")
+    assert told.value == told.base_value
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("speedup", "write MEASURE=VALUE"),
+        ("spedup=3", "did you mean 'speedup'"),
+        ("speedup=fast", "'fast' is no number of 0 or more"),
+        ("step_ms=-3", "is no number of 0 or more"),
+        ("step_ms=nan", "is no number of 0 or more"),
+    ],
+)
+def test_what_is_no_target(target: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        parse_target(target)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("links.rang.bandwidth_gb_s", "did you mean 'links.ring.bandwidth_gb_s'"),
+        ("links.ring.kind", "is no number above 0"),
+        ("nccl.NCCL_P2P_DISABLE", "is no number above 0"),
+    ],
+)
+def test_what_cannot_be_searched(tmp_path: Path, path: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        solved(layered(2), ring_machine(tmp_path, 2), "step_ms=1", path)
+
+
+def test_the_command_tells_the_answer(run: Run, job: Path, tmp_path: Path) -> None:
+    machine = ring_machine(tmp_path, 8)
+    code, out, _ = run("whatif", job, "--topology", machine, "--solve", RING, "--target", "step_ms=520")
+    assert code == 0
+    assert out.startswith(f"{RING} = 16.5 reaches step_ms = 520\n")
+    _, out, _ = run("whatif", job, "--topology", machine, "--solve", RING, "--target", "speedup=7")
+    assert out.startswith(f"No value of {RING} reaches speedup = 7\n")
+    assert "bound by compute kernels" in out
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= 100
+
+
+@pytest.mark.parametrize("args", [["--solve", RING], ["--target", "speedup=2"]])
+def test_solve_and_target_go_together(run: Run, job: Path, args: list[str]) -> None:
+    code, _, err = run("whatif", job, "--topology", "a5000x8", *args)
+    assert code == 2 and "go together" in err
