@@ -338,13 +338,16 @@ def trace(words: Sequence[str], /, out: Path, steps: int, warmup: int, script: S
 
     check_steps(steps, warmup)
     spec = CaptureSpec(what_to_run(script=script, **run), out, steps, warmup, ("tracesim", *words))
-    done = capture(spec, _line_by_line())
+    # A script may put something else in the place of its output, or close it; what follows is ours to say.
+    with contextlib.redirect_stdout(sys.stdout), contextlib.redirect_stderr(sys.stderr):
+        done = capture(spec, _line_by_line())
+    closed = sys.stdout.closed
     if done.note:
         click.echo(f"tracesim: warning: {done.note}", err=True)
     if done.rank == 0:
         ranks = f" of {done.ranks} ranks" if done.ranks > 1 else ""
-        click.echo(f"{out}: {done.steps} step{'s' * (done.steps > 1)}{ranks}; replay it with")
-        click.echo(f"  tracesim replay {out} --topology {AS_CAPTURED}")
+        click.echo(f"{out}: {done.steps} step{'s' * (done.steps > 1)}{ranks}; replay it with", err=closed)
+        click.echo(f"  tracesim replay {out} --topology {AS_CAPTURED}", err=closed)
 
 
 @cli.command()
@@ -369,6 +372,9 @@ def collective(
     from sim.report.collectives import CollectiveTimeRow, encode_rows, render_rows
 
     machine = _named_machine(topology, settings)
+    if not 1 <= ranks <= len(machine.gpus):
+        count = len(machine.gpus)
+        raise UserError(f"--ranks {ranks}: {machine.name} has {count} devices; give so many, or a larger --topology")
     chosen = _numbers("--gpus", gpus) or tuple(range(ranks))
     if len(chosen) != ranks:
         raise UserError(f"--gpus names {len(chosen)} GPUs for --ranks {ranks}")
@@ -478,11 +484,14 @@ def _assignments(settings: Sequence[str]) -> dict[str, str]:
     return values
 
 
+MOST_DIGITS = 30  # more than any size or GPU has, and fewer than int() refuses
+
+
 def _numbers(option: str, given: str | None) -> tuple[int, ...]:
     if given is None:
         return ()
     parts = given.split(",")
-    if not all(part.strip().isdigit() for part in parts):
+    if not all(part.strip().isascii() and part.strip().isdigit() and len(part) <= MOST_DIGITS for part in parts):
         raise UserError(f"{option} {given!r}: write whole numbers with commas, as in 1,2")
     return tuple(int(part) for part in parts)
 
@@ -511,6 +520,11 @@ def _write_json(content: bytes, target: str | None) -> None:
         write_whole(Path(target), content)
 
 
+def _no_more_output() -> None:
+    """What is still in the buffers goes nowhere: nothing is written, and nothing fails, when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """The command: what a user can cause is one line on stderr and exit code 2."""
     words = list(sys.argv[1:] if args is None else args)
@@ -522,7 +536,14 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output (head, less) has gone: nothing more to say, and nothing to complain of.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _no_more_output()
+    except OSError as error:
+        if error.filename is not None:  # a file, not our output: a mistake of ours
+            raise
+        problem = f"standard output: cannot be written ({error.strerror}); send it elsewhere"
+        click.echo(f"tracesim: error: {problem}", err=True)
+        _no_more_output()
+        sys.exit(2)
     except (click.ClickException, UserError) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"tracesim: error: {' '.join(message.split())}", err=True)

@@ -88,6 +88,18 @@ def test_python_m_sim_is_the_same_command(tmp_path: Path, root: Path) -> None:
     assert ran.stderr.startswith("tracesim: error: ") and ran.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("json_out", [[], ["--json", "-"]])
+def test_output_that_cannot_be_written_is_one_line(root: Path, json_out: list[str]) -> None:
+    words = ["collective", "all_reduce", "--bytes", "8", "--ranks", "2", "--topology", "a5000x2", *json_out]
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "sim", *words], cwd=root, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert ran.returncode == 2
+    problem = "standard output: cannot be written (No space left on device); send it elsewhere"
+    assert ran.stderr == f"tracesim: error: {problem}\n"
+
+
 # What is refused ------------------------------------------------------------------------------------------------
 
 
@@ -151,6 +163,8 @@ def test_a_batch_of_zero(refused: Callable[..., str], tmp_path: Path) -> None:
         (["--topology", "a5000x8", "--gpus", "1,1"], "named twice"),
         (["--topology", "a5000x8", "--gpus", "1,8"], "not 8"),
         (["--topology", "a5000x8", "--gpus", "a"], "whole numbers"),
+        (["--topology", "a5000x8", "--gpus", "²"], "whole numbers"),
+        (["--topology", "a5000x8", "--gpus", "9" * 5000], "whole numbers"),
         (["--topology", "a5000x8", "--set", "links.pcie"], "write PATH=VALUE"),
         (["--topology", "a5000x8", "--set", "links.pcy.bandwidth_gb_s=3"], "links.pcie.bandwidth_gb_s"),
         (["--topology", "a5000x8", "--set", "links.pcie.bandwidth_gb_s=0"], "links.pcie.bandwidth_gb_s"),
@@ -194,6 +208,8 @@ def test_collective_json_keeps_its_contract(run: Run) -> None:
     [
         (["all_reduc", "--bytes", 8, "--ranks", 8, "--topology", "a5000x8"], "did you mean 'all_reduce'"),
         (["all_reduce", "--bytes", 8, "--ranks", 9, "--topology", "a5000x8"], "8 devices"),
+        (["all_reduce", "--bytes", 8, "--ranks", 10**18, "--topology", "a5000x8"], "8 devices"),
+        (["all_reduce", "--bytes", 8, "--ranks", -1, "--topology", "a5000x8"], "--ranks -1"),
         (["all_reduce", "--bytes", "x", "--ranks", 8, "--topology", "a5000x8"], "--bytes 'x'"),
         (["all_reduce", "--bytes", 8, "--ranks", 8, "--topology", "as-captured"], "name a machine"),
     ],

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sim.errors import InputError
-from sim.place.kernels.single import OPS, kernel_rows
+from sim.place.kernels.single import OPS, kernel_rows, needed
 from sim.topology.device import DeviceProfile, load_device, shipped_devices, validate_device
 from sim.topology.yaml_file import parse_yaml
 
@@ -126,6 +126,8 @@ def test_a_file_without_its_columns(refused: Callable[..., str], tmp_path: Path)
         (("gemm", "--m", 1, *A5000), "gemm: n is missing; k is missing (it needs m, n, k)"),
         (("gemm", "--m", -1, "--n", 0, "--k", 1, *A5000), "m must be above 0, found -1; n must be above 0, found 0"),
         (("relu", "--rows", 1, "--m", 4, *A5000), "relu: columns is missing"),
+        (("gemm", "--m", 1, "--n", 1, "--k", 1, "--rows", 4, *A5000), "gemm: rows is no size of it (it needs m, n, k)"),
+        (("relu", "--rows", 1, "--columns", 1, "--batch", 4, *A5000), "relu: batch is no size of it"),
         (("gemm", "--m", 10**9, "--n", 10**9, "--k", 10**9, *A5000), "larger than any memory"),
     ],
 )
@@ -141,8 +143,8 @@ def test_every_op_has_a_time_on_every_shipped_device() -> None:
     for name in shipped_devices():
         profile = load_device(name)
         for op in OPS:
-            shape = {"rows": 4096, "columns": 2048} if "attention" not in op else {}
-            shape |= {"m": 1024, "n": 1024, "k": 64, "batch": 8}
+            products = {"m": 1024, "n": 1024, "k": 64, "batch": 8}
+            shape = products if "m" in needed(op) else {"rows": 4096, "columns": 2048}
             (row,) = kernel_rows(op, [shape], "float32", profile)
             assert 0 < row.us_p10 < row.us_p90, (op, name)
             assert row.us_p10 <= row.us * 1.3 and row.us_p90 >= row.us * 0.7

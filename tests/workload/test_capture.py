@@ -132,6 +132,21 @@ def test_it_may_run_to_the_end(script: Callable[..., Path], trace: Callable[...,
     assert (tmp_path / "ran_to_the_end").read_text() == "__main__"
 
 
+def test_a_script_may_go_elsewhere_and_take_its_output_along(
+    script: Callable[..., Path],
+    run: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = script(after="import io, os; os.chdir('/'); sys.stdout = io.StringIO()")
+    monkeypatch.chdir(tmp_path)
+    # Two steps exist, three are asked for: the script's own last line runs before anything is written.
+    code, told, error = run("trace", "--out", "here", "--steps", 3, "--warmup", 1, "--", path, 3)
+    assert (code, error.count("\n")) == (0, 1)
+    assert told.splitlines()[1] == "  tracesim replay here --topology as-captured"
+    assert (tmp_path / "here" / "rank0.pt.trace.json.gz").exists()
+
+
 def test_without_a_warm_up_the_first_step_begins_with_the_script(
     script: Callable[..., Path], trace: Callable[..., Any], tmp_path: Path
 ) -> None:

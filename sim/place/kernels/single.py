@@ -190,9 +190,13 @@ def _sizes(shape: Shape, wanted: Iterable[str]) -> dict[str, int]:
 
 
 def _check(op: str, wanted: tuple[str, ...], shapes: Sequence[Shape]) -> None:
+    def batched(name: str) -> bool:
+        return name == "batch" and "m" in wanted
+
     problems = []
     for shape in shapes:
         problems += [f"{name} is missing" for name in wanted if name not in shape]
+        problems += [f"{name} is no size of it" for name in shape if name not in wanted and not batched(name)]
         problems += [f"{name} must be above 0, found {size}" for name, size in shape.items() if size <= 0]
         if not problems and np.prod([float(size) for size in shape.values()]) > LARGEST:
             problems.append("the sizes are larger than any memory")

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec import structs
+
 from sim.errors import InputError
 from sim.files import appearing
 from sim.workload.capture.spec import ENDED, EXITED, CaptureSpec, ModelRun, Place, check_steps, place_of
@@ -39,6 +41,7 @@ def capture(spec: CaptureSpec, tell: Callable[[str], None] = lambda doing: None)
     cannot be written; nothing is written then.
     """
     check_steps(spec.steps, spec.warmup)
+    spec = structs.replace(spec, out=spec.out.absolute())  # a script may go to another folder
     place = place_of()
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
