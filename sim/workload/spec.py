@@ -115,7 +115,7 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in msgspec.structs.fields(SynthSpec)}
 _TRAINING_FIELDS = (
-    "loss_scaling", "optimizer", "optimizer_kernels", "momentum", "max_grad_norm", "micro_batches",
+    "autocast", "loss_scaling", "optimizer", "optimizer_kernels", "momentum", "max_grad_norm", "micro_batches",
     "checkpoint", "gradient_as_bucket_view", "bucket_mib", "fsdp_dtype", "fsdp_reduce_dtype", "reshard_after_forward",
 )  # fmt: skip
 
