@@ -254,7 +254,8 @@ def read_trace(path: Path) -> KinetoTrace:
         raise InputError(
             path,
             f"a trace with no GPU events{_unusable(trace.skipped)}; profile with"
-            " activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA] on a machine with a GPU, or take it with `tracesim trace`, which can use a CPU as the device",
+            " activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA] on a machine with a GPU, or take it with"
+            " `tracesim trace`, which can use a CPU as the device",
         )
     if trace.cpu_is_device and not trace.host:
         raise InputError(path, "a trace with no ops in it; profile at least one whole step")
