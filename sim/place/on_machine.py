@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from sim.errors import UserError
 from sim.graph import OpGraph, Program
 from sim.ops import Collective, Copy, DeviceOp, HostCall, Kernel, Op
+from sim.place.captured import AS_CAPTURED, CPU
 from sim.place.collectives import CollectivePlan, plan
 from sim.place.kernels import KernelCost, floor_us, kernel_cost, memory_cost
 from sim.place.outside import CUDA_CONTEXT_BYTES, nccl_bytes
@@ -32,6 +33,7 @@ SYNC_CALLS = ("cudaDeviceSynchronize", "cudaStreamSynchronize")
 def place_on_machine(graph: OpGraph, machine: Machine, gpus: Sequence[int] = ()) -> Placement:
     """See :func:`sim.place.place.place`."""
     chosen = _chosen(graph, machine, gpus or graph.gpus)
+    warnings = _of_the_cpu(graph, chosen)
     of_rank = {r.rank: gpu for r, gpu in zip(graph.ranks, chosen, strict=True)}
     placer = _Placer(graph, machine, of_rank)
     ranks = tuple(
@@ -47,7 +49,7 @@ def place_on_machine(graph: OpGraph, machine: Machine, gpus: Sequence[int] = ())
         )
         for r, gpu in zip(graph.ranks, chosen, strict=True)
     )
-    return Placement(graph, machine.name, ranks, placer.warnings())
+    return Placement(graph, machine.name, ranks, (*placer.warnings(), *warnings))
 
 
 def _chosen(graph: OpGraph, machine: Machine, wanted: Sequence[int]) -> tuple[Gpu, ...]:
@@ -64,6 +66,18 @@ def _chosen(graph: OpGraph, machine: Machine, wanted: Sequence[int]) -> tuple[Gp
     if len(indices) != count:
         raise UserError(f"--gpus names {len(indices)} GPUs for the {count} ranks of {graph.name}")
     return tuple(machine.gpus[i] for i in indices)
+
+
+def _of_the_cpu(graph: OpGraph, gpus: Sequence[Gpu]) -> tuple[str, ...]:
+    """Ops of a CPU are calls of a thread, and nothing says what a GPU would make of them: UserError for a GPU."""
+    on_cpu = [gpu for r, gpu in zip(graph.ranks, gpus, strict=True) if r.device == CPU]
+    for gpu in on_cpu:
+        if gpu.profile.kind == "gpu":
+            raise UserError(
+                f"{graph.name}: ran on a CPU, so it does not tell what {gpu.profile.full_name} would do; replay it "
+                f"with --topology {AS_CAPTURED}, or make the model's workload with `tracesim synth`"
+            )
+    return ("ops ran on a CPU and keep their measured durations: only collectives are computed anew",) if on_cpu else ()
 
 
 def _brief(kernel: str) -> str:

@@ -16,7 +16,7 @@ from sim.replay.allocator.workspace import cublas_workspace_bytes
 from sim.timeline import MemoryPeak, MemorySample, OutOfMemory
 
 # A device of which nothing is known (a trace replayed as captured) has room for everything.
-UNLIMITED_BYTES = 1 << 50
+UNLIMITED_BYTES = 1 << 60
 WORKSPACE = "cublasSetWorkspace"
 
 
@@ -101,6 +101,8 @@ class RankMemory:
         except OutOfMemoryError as error:
             self._remember(error, nbytes, name, time)
             self._card.pretend_room()
+            if isinstance(self._allocator, CachingAllocator):
+                self._allocator.set_memory_fraction(1.0)
             return self._allocator.malloc(nbytes, stream)
 
     def free(self, op: Free, time: int) -> None:
@@ -140,6 +142,5 @@ class RankMemory:
     def _remember(self, error: OutOfMemoryError, nbytes: int, name: str, time: int) -> None:
         if self.out_of_memory is None and self._capacity is not None:
             report = error.report
-            self.out_of_memory = OutOfMemory(
-                self.rank, time, name, nbytes, report.allocated, report.reserved, self._capacity
-            )
+            capacity = self._capacity if report.allowed is None else min(self._capacity, report.allowed)
+            self.out_of_memory = OutOfMemory(self.rank, time, name, nbytes, report.allocated, report.reserved, capacity)

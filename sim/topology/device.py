@@ -128,7 +128,7 @@ class DeviceProfile(FileModel):
     source: Text
     note: str = ""
     sms: Count
-    memory_gib: Positive
+    memory_gib: Annotated[Positive, Field(le=1e6)]
     memory_bandwidth_gb_s: Positive
     memory_kind: Literal["hbm", "gddr", "gddr with ecc"] | None = None
     l2_mib: Positive

@@ -9,8 +9,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sim.errors import nearest
 from sim.ops import DTYPE_BYTES
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Time = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+def _no_smaller(value: float) -> float:
+    if value < SMALLEST:
+        raise ValueError(f"must be at least {SMALLEST:g}, found {value:g}")
+    return value
+
+
+# Beyond these no figure of a machine lies, and sums of times and sizes no longer fit into 64 bits.
+SMALLEST = 1e-9
+Positive = Annotated[float, Field(gt=0, le=1e18, allow_inf_nan=False), AfterValidator(_no_smaller)]
+Time = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]

@@ -60,9 +60,12 @@ FLOW = frozenset({"ac2g", "async", "async_cpu_to_gpu"})
 CLOCK_JUMP_NS = 3600 * NS_PER_S
 # The largest duration or distance that is a time at all: a year in microseconds.
 LARGEST_US = 366 * 24 * 3600 * 1e6
+# No allocation has as many bytes.
+LARGEST_BYTES = 1 << 50
 
 
 _ABSENT = msgspec.Raw()
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Args(msgspec.Struct, frozen=True, gc=False):
@@ -250,12 +253,19 @@ def read_trace(path: Path) -> KinetoTrace:
     if not trace.device and not trace.cpu_is_device:
         raise InputError(
             path,
-            "a trace with no GPU events; profile with activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]"
-            " on a machine with a GPU, or take it with `tracesim trace`, which can use a CPU as the device",
+            f"a trace with no GPU events{_unusable(trace.skipped)}; profile with"
+            " activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA] on a machine with a GPU, or take it with"
+            " `tracesim trace`, which can use a CPU as the device",
         )
     if trace.cpu_is_device and not trace.host:
         raise InputError(path, "a trace with no ops in it; profile at least one whole step")
     return trace
+
+
+def _unusable(skipped: dict[str, int]) -> str:
+    """What was there and could not be used: the events that are missed may be among them."""
+    told = ", ".join(f"{count} because of {why}" for why, count in skipped.items() if count)
+    return f" that can be used (skipped: {told})" if told else ""
 
 
 def _bytes(path: Path) -> bytes:
@@ -401,7 +411,7 @@ class _Sorting:
         times = self._times(event)
         if times is None:
             return
-        args, name = event.args, self.names.setdefault(event.name, event.name)
+        args, name = event.args, self._name(event.name)
         if kind is not None:
             self._device(kind, name, times, event)
         elif category == SYNC:
@@ -424,6 +434,13 @@ class _Sorting:
             annotation = category == "user_annotation" or "::" not in name
             self.host.append(HostEvent(name, *times, self._thread(event), annotation, args))
 
+    def _name(self, given: str) -> str:
+        """One text for each name, without what a terminal would obey instead of showing."""
+        name = self.names.get(given)
+        if name is None:
+            name = self.names[given] = _CONTROL.sub(" ", given)
+        return name
+
     def _device(self, kind: str, name: str, times: tuple[int, int], event: _Event) -> None:
         args = event.args
         device = args.device if args.device is not None else _number(event.pid)
@@ -438,7 +455,8 @@ class _Sorting:
         args = event.args
         if args.device_type != self.memory_device:
             return
-        if event.ts is None or args.memory_bytes is None or not -LARGEST_US < event.ts < 1e17:
+        nbytes = args.memory_bytes
+        if event.ts is None or nbytes is None or abs(nbytes) > LARGEST_BYTES or not -LARGEST_US < event.ts < 1e17:
             self.skipped["missing or unusable fields"] += 1
             return
         self.memory.append(
@@ -446,7 +464,7 @@ class _Sorting:
                 round(event.ts * 1000) + self.base_ns,
                 self._thread(event),
                 args.device_id or 0,
-                args.memory_bytes,
+                nbytes,
                 args.address,
                 args.allocated,
                 args.reserved,

@@ -6,6 +6,7 @@ import sim
 from sim.graph import OpGraph, Program, RankProgram
 from sim.ops import Alloc, Free, HostCall, Kernel, Op, TensorMeta, Work
 from sim.place.outside import CUDA_CONTEXT_BYTES
+from sim.replay.allocator.config import parse_alloc_conf
 from sim.timeline import Timeline
 from sim.units import GIB, MIB
 from tests.programs import LANES, MAIN, STREAM
@@ -38,6 +39,17 @@ def test_what_does_not_fit_is_named_and_the_need_still_told() -> None:
     assert (failure.op, failure.requested_bytes, failure.allocated_bytes) == ("block 2", 5 * GIB, 20 * GIB)
     assert failure.capacity_bytes == 24 * GIB - CUDA_CONTEXT_BYTES
     assert timeline.peaks[0].allocated_bytes == 25 * GIB
+
+
+def test_a_part_of_the_card_is_all_there_is() -> None:
+    # A tenth of 24 GiB, asked for 3 GiB: refused at 2.4 GiB, whatever the card itself has, and the need is still told.
+    graph = OpGraph("made", (Program(LANES, (alloc(1, 3 * GIB),)),), (RankProgram(0, 0),))
+    config = parse_alloc_conf("per_process_memory_fraction:0.1")
+    timeline = sim.replay(sim.place(graph, sim.load_topology("a5000x1")), allocator=config)
+    (failure,) = timeline.out_of_memory
+    assert (failure.op, failure.requested_bytes) == ("block 1", 3 * GIB)
+    assert failure.capacity_bytes == int(0.1 * 24 * GIB)
+    assert timeline.peaks[0].allocated_bytes == 3 * GIB
 
 
 def test_reserved_stays_when_allocated_falls() -> None:

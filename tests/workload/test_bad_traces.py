@@ -99,6 +99,25 @@ def test_a_trace_without_gpu_events(tmp_path: Path, shared_dir: Path) -> None:
     assert "no GPU events" in refused(write(tmp_path / "host.json", host))
 
 
+def test_kernels_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    kernel = {"ph": "X", "cat": "kernel", "name": "k", "ts": 1, "dur": -5, "pid": 0, "tid": 7}
+    path = write(tmp_path / "negative.json", [kernel, {**kernel, "ts": "x"}])
+    told = "can be used (skipped: 1 because of a negative duration, 1 because of fields of the wrong type)"
+    assert told in refused(path)
+
+
+def test_an_allocation_beyond_any_memory_is_skipped(tmp_path: Path) -> None:
+    memory = {"ph": "i", "name": "[memory]", "ts": 1, "pid": 1, "tid": 1, "args": {"Device Type": 1, "Bytes": 1 << 60}}
+    path = write(tmp_path / "memory.json", [*small().events, memory])
+    assert "1 events skipped because of missing or unusable fields" in warnings_of(path)
+
+
+def test_names_are_text_and_nothing_that_a_terminal_obeys(tmp_path: Path) -> None:
+    kernel = {"ph": "X", "cat": "kernel", "name": "\x1b[31mred\nhot", "ts": 1, "dur": 5, "pid": 0, "tid": 7}
+    (event,) = read_trace(write(tmp_path / "colour.json", [kernel])).device
+    assert event.name == " [31mred hot"
+
+
 def test_a_trace_that_says_the_cpu_is_its_device_is_read(tmp_path: Path) -> None:
     host = [e for e in small().events if e["cat"] in ("cpu_op", "user_annotation") and "nccl" not in e["name"]]
     linked = link_traces([read_trace(write(tmp_path / "host.json", host, tracesim_device="cpu"))])
