@@ -211,6 +211,7 @@ class _Asked(NamedTuple):
     def graph(self, tell: Callable[[str], None]) -> OpGraph:
         from sim.workload.inputs import read_inputs
 
+        gc.disable()  # as for a replay: its events hold no cycles
         return read_inputs(self.inputs, tell, self.parallel).graph
 
 

@@ -37,13 +37,18 @@ def render_what_if(told: WhatIf, console: Console) -> None:
 
 def _table(told: WhatIf) -> Table:
     paths = list(told.base.values)
-    columns = [Column(_heading(path), overflow="fold") for path in paths]
+    columns = [_value_column(_heading(path)) for path in paths]
     numbers = ("step", "speed-up", "exposed\ncommun.", "idle", "peak\nGiB")
     table = plain_table(*columns, *(number_column(name) for name in numbers), Column("bound by"))
     table.add_row(*_cells(told.base, paths, base=True), style="bold")
     for row in told.rows:
         table.add_row(*_cells(row, paths))
     return table
+
+
+def _value_column(heading: str) -> Column:
+    """Wide enough for its heading's lines; what is longer wraps."""
+    return Column(heading, overflow="fold", min_width=max(len(line) for line in heading.splitlines()))
 
 
 def _heading(path: str) -> str:

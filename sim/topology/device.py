@@ -198,6 +198,7 @@ def _devices_by_full_name() -> dict[str, str]:
     return names
 
 
+@cache
 def find_device(full_name: str) -> DeviceProfile:
     """The shipped profile of a device as CUDA names it ("NVIDIA RTX A5000"), or by its profile name.
 

@@ -191,13 +191,14 @@ def _solution(search: _Search, base_value: float, value: float | None, best: flo
         step_ms=told.summary.step_ms,
         bound_by=bounded,
         next_bottleneck=NextBottlenecks().after(told.placement, bounded.part, search.rules),
-        monotone=_is_monotone([each.measure for each in tried]),
+        monotone=is_monotone([each.measure for each in tried]),
         tried=tried,
         warnings=tuple(dict.fromkeys(told.summary.warnings)),
     )
 
 
-def _is_monotone(measures: Sequence[float]) -> bool:
+def is_monotone(measures: Sequence[float]) -> bool:
+    """Whether the measures, in order of their values, move one way only."""
     return any(all(_no_less(sign * a, sign * b) for a, b in pairwise(measures)) for sign in (1, -1))
 
 

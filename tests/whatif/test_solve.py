@@ -9,7 +9,7 @@ import pytest
 from sim.errors import UserError
 from sim.graph import OpGraph
 from sim.report.variants import Solution
-from sim.whatif.solve import parse_target, solve
+from sim.whatif.solve import is_monotone, parse_target, solve
 from tests.conftest import Run
 from tests.whatif.layers import layered, ring_machine
 
@@ -57,6 +57,11 @@ def test_the_latency_that_a_step_can_bear(tmp_path: Path) -> None:
     told = solved(layered(8), ring_machine(tmp_path, 8), "step_ms=690", "links.ring.latency_us")
     assert told.value == 292
     assert told.reached <= 690
+
+
+def test_what_moves_one_way_only() -> None:
+    assert is_monotone([1, 2, 2, 3]) and is_monotone([3, 2, 2]) and is_monotone([1])
+    assert not is_monotone([1, 3, 2])
 
 
 def test_what_is_reached_everywhere_is_reached_by_the_base(tmp_path: Path) -> None:
