@@ -30,6 +30,7 @@ validate: setup
 
 bench: setup
 	$(BIN)/python tools/bench.py
+	$(BIN)/python tools/bench_allocator.py
 
 # The published table's workloads anew, with the transformers they ran with, in an environment of its own.
 seed: .venv-seed/.installed

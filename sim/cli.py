@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import msgspec
@@ -25,6 +25,7 @@ from sim.report.summary import Summary
 from sim.timeline import Timeline
 
 if TYPE_CHECKING:
+    from sim.graph import OpGraph
     from sim.topology.machine import Machine
     from sim.whatif.outcome import Rules
 
@@ -54,6 +55,10 @@ _alloc_conf = click.option(
 _json = click.option("--json", "json_out", metavar="FILE|-", help="Write the result as JSON; - is standard output.")
 
 
+_parallel = click.option(
+    "--parallel", default="", metavar="SPEC",
+    help="Make several ranks of a training step of one GPU: dp=8 adds what DistributedDataParallel does.",
+)  # fmt: skip
 _contention = click.option(
     "--no-contention", "contention", is_flag=True, flag_value=False, default=True,
     help="Nothing is shared: transfers have their links, kernels all SMs to themselves.",
@@ -65,6 +70,7 @@ _contention = click.option(
 @_topology
 @_gpus
 @_set
+@_parallel
 @_contention
 @_json
 @click.option(
@@ -82,6 +88,7 @@ def replay_command(
     topology: str,
     gpus: str | None,
     settings: Sequence[str],
+    parallel: str,
     contention: bool,
     json_out: str | None,
     timeline_out: Path | None,
@@ -91,10 +98,12 @@ def replay_command(
 ) -> None:
     """Predict the steps of a trace or a workload on a machine."""
     machine = _machine(topology, settings)
+    if parallel and machine is None:
+        raise UserError(f"--parallel {parallel}: what was not captured needs a machine; name a --topology")
     with _progress() as tell:
         config = parse_alloc_conf(alloc_conf)
         chosen = _numbers("--gpus", gpus)
-        timeline, told = _replay(inputs, machine, chosen, config, tell, contention=contention, cure=cure)
+        timeline, told = _replay(inputs, machine, chosen, config, tell, parallel, contention=contention, cure=cure)
         if timeline_out is not None:
             tell(f"writing {timeline_out}")
             chrome.write_traces(timeline, timeline_out)
@@ -114,6 +123,7 @@ def _replay(
     gpus: Sequence[int],
     config: AllocatorConfig,
     tell: Callable[[str], None],
+    parallel: str,
     *,
     contention: bool,
     cure: bool,
@@ -121,7 +131,7 @@ def _replay(
     from sim.workload.inputs import read_inputs
 
     gc.disable()  # looking for cycles among a million events, which have none, takes an eighth of a replay
-    workload = read_inputs(inputs, tell)
+    workload = read_inputs(inputs, tell, parallel)
     tell("replaying")
     placement = place(workload.graph, machine, gpus)
     begun = time.perf_counter()
@@ -149,6 +159,7 @@ def _replay(
 )
 @_set
 @_gpus
+@_parallel
 @_contention
 @_json
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the rows.")
@@ -165,6 +176,7 @@ def whatif(
     target: str | None,
     settings: Sequence[str],
     gpus: str | None,
+    parallel: str,
     contention: bool,
     json_out: str | None,
     plot: Path | None,
@@ -177,29 +189,36 @@ def whatif(
     from sim.whatif.outcome import Rules
 
     rules = Rules(contention, parse_alloc_conf(alloc_conf))
-    chosen = _numbers("--gpus", gpus)
+    asked = _Asked(inputs, parallel, topology, _assignments(settings), _numbers("--gpus", gpus), rules)
     if solve is None and target is None:
-        _vary(inputs, topology, varied, _assignments(settings), chosen, rules, json_out, plot, timeline_out)
+        _vary(asked, varied, json_out, plot, timeline_out)
     elif solve is None or target is None or varied or plot or timeline_out:
         raise UserError("--solve PATH and --target MEASURE=VALUE go together, without --vary, --plot and --timeline")
     else:
-        _solve(inputs, topology, solve, target, _assignments(settings), chosen, rules, json_out)
+        _solve(asked, solve, target, json_out)
+
+
+class _Asked(NamedTuple):
+    """What all what-ifs start from: a job, a machine as it is, and how to replay."""
+
+    inputs: Sequence[Path]
+    parallel: str
+    topology: str
+    settings: dict[str, str]
+    gpus: Sequence[int]
+    rules: Rules
+
+    def graph(self, tell: Callable[[str], None]) -> OpGraph:
+        from sim.workload.inputs import read_inputs
+
+        return read_inputs(self.inputs, tell, self.parallel).graph
 
 
 def _vary(
-    inputs: Sequence[Path],
-    topology: str,
-    varied: Sequence[str],
-    settings: dict[str, str],
-    gpus: Sequence[int],
-    rules: Rules,
-    json_out: str | None,
-    plot: Path | None,
-    timeline_out: Path | None,
+    asked: _Asked, varied: Sequence[str], json_out: str | None, plot: Path | None, timeline_out: Path | None
 ) -> None:
     from sim.report import side_by_side, variants, variants_plot, variants_text
     from sim.whatif import rows, vary
-    from sim.workload.inputs import read_inputs
 
     given = vary.parse(varied)
     if not given:
@@ -208,11 +227,13 @@ def _vary(
         variants_plot.check_plot_name(plot)
     if timeline_out is not None:
         chrome.check_name(timeline_out)
-    base, machines = vary.base_machine(topology, settings, given), vary.machines(topology, settings, given)
+    base = vary.base_machine(asked.topology, asked.settings, given)
+    machines = vary.machines(asked.topology, asked.settings, given)
     with _progress() as tell:
-        graph = read_inputs(inputs, tell).graph
         keep = timeline_out is not None
-        answer = rows.what_if(graph, base, machines, gpus, rules, keep_timelines=keep, tell=tell)
+        answer = rows.what_if(
+            asked.graph(tell), base, machines, asked.gpus, asked.rules, keep_timelines=keep, tell=tell
+        )
         if timeline_out is not None:
             tell(f"writing {timeline_out}")
             side_by_side.write_side_by_side(answer.timelines, timeline_out)
@@ -223,24 +244,14 @@ def _vary(
         variants_text.render_what_if(answer.told, Console(soft_wrap=False))
 
 
-def _solve(
-    inputs: Sequence[Path],
-    topology: str,
-    path: str,
-    target: str,
-    settings: dict[str, str],
-    gpus: Sequence[int],
-    rules: Rules,
-    json_out: str | None,
-) -> None:
+def _solve(asked: _Asked, path: str, target: str, json_out: str | None) -> None:
     from sim.report import variants, variants_text
     from sim.whatif.solve import parse_target, solve
-    from sim.workload.inputs import read_inputs
 
     wanted = parse_target(target)
     with _progress() as tell:
-        graph = read_inputs(inputs, tell).graph
-        told = solve(graph, topology, settings, path, wanted, gpus, rules, tell)
+        graph = asked.graph(tell)
+        told = solve(graph, asked.topology, asked.settings, path, wanted, asked.gpus, asked.rules, tell)
     _write_json(variants.encode(told), json_out)
     if json_out != "-":
         variants_text.render_solution(told, Console(soft_wrap=False))

@@ -11,7 +11,8 @@ from sim.place.captured import AS_CAPTURED, CPU
 from sim.place.collectives import CollectivePlan, plan
 from sim.place.kernels import KernelCost, floor_us, kernel_cost, memory_cost
 from sim.place.outside import CUDA_CONTEXT_BYTES, nccl_bytes
-from sim.place.placement import Costs, Flow, PlacedRank, Placement
+from sim.place.placement import Costs, Flow, Held, PlacedRank, Placement
+from sim.place.sharing import held_by
 from sim.place.transpose import rescaled
 from sim.timeline import CollectiveInfo, DurationSource
 from sim.topology.machine import Gpu, Machine
@@ -152,11 +153,15 @@ class _Placer:
         source: DurationSource
         collectives: dict[int, CollectiveInfo] = {}
         flows: dict[int, Flow] = {}
+        held: dict[int, Held] = {}
         for i, op in enumerate(program.ops):
             if isinstance(op, Collective):
                 planned = self._planned(op, rank)
                 ns, source = planned.ns, planned.source
                 flows[i] = self._flow(planned.latency_ns, planned.transfer_ns, planned.loads)
+                taken = held_by(planned, self._machine, gpu, tuple(self._group_gpus(op.group, rank)))
+                if taken is not None and program.lanes[op.lane].kind == "stream":
+                    held[i] = taken
                 collectives[i] = CollectiveInfo(
                     op.kind, op.bytes, planned.ranks, planned.algorithm, planned.protocol, op.group, op.seq
                 )
@@ -175,7 +180,18 @@ class _Placer:
             collectives=collectives,
             flows=flows,
             workspaces=self._workspaces(program),
+            held=held,
+            bounds=self._bounds(program, gpu) if held else {},
         )
+
+    def _bounds(self, program: Program, gpu: Gpu) -> dict[int, str]:
+        """Of kernels whose cost was computed; of a measured one nothing is known, and compute is taken to bound it."""
+        known = {
+            i: self._kernels[op.work, gpu.profile.name].bound
+            for i, op in enumerate(program.ops)
+            if isinstance(op, Kernel) and op.measured_ns is None and op.work is not None
+        }
+        return {i: bound for i, bound in known.items() if bound != "compute"}
 
     def _workspaces(self, program: Program) -> dict[int, int]:
         """Of synthesized programs only: a trace has its workspaces among its own allocations."""

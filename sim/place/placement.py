@@ -22,11 +22,23 @@ class Flow(msgspec.Struct, frozen=True):
     shares: tuple[tuple[str, float], ...]
 
 
+class Held(msgspec.Struct, frozen=True):
+    """What a collective's kernel takes of its device from compute beside it, in parts per million: ``sms_ppm`` of the
+    SMs while it is there, ``memory_ppm`` of the memory bandwidth while it transfers."""
+
+    sms_ppm: int
+    memory_ppm: int
+
+
 class Costs(msgspec.Struct, frozen=True):
     """One program on one device: per operation its duration alone, launch lag, stream gap, and where the duration
-    came from.  ``collectives`` tells algorithm and size of each collective operation; ``flows`` the load on links of
-    each transfer that shares them with others (its duration is the flow's, alone); ``workspaces`` the stream (lane) on
-    which a host call launches the first matrix product: cuBLAS takes its workspace then."""
+    came from.
+
+    ``collectives`` tells algorithm and size of each collective operation; ``flows`` the load on links of each transfer
+    that shares them with others (its duration is the flow's, alone); ``workspaces`` the stream (lane) on which a host
+    call launches the first matrix product: cuBLAS takes its workspace then; ``held`` what each collective takes of the
+    device, and ``bounds`` what bounds a kernel where that is not compute ("memory" or "floor").
+    """
 
     duration_ns: tuple[int, ...]
     lag_ns: tuple[int, ...]
@@ -35,6 +47,8 @@ class Costs(msgspec.Struct, frozen=True):
     collectives: dict[int, CollectiveInfo]
     flows: dict[int, Flow] = {}
     workspaces: dict[int, int] = {}
+    held: dict[int, Held] = {}
+    bounds: dict[int, str] = {}
 
 
 class PlacedRank(msgspec.Struct, frozen=True):

@@ -13,11 +13,12 @@ from typing import Any
 import simpy
 
 from sim.errors import DeadlockError, UserError
-from sim.ops import Alloc, Collective, Free, HostCall, Lane, Op
+from sim.ops import Alloc, Collective, Free, HostCall, Kernel, Lane, Op
 from sim.place.placement import Flow, PlacedRank, Placement
 from sim.replay.allocator.config import AllocatorConfig
 from sim.replay.links import Links
 from sim.replay.memory import RankMemory
+from sim.replay.sharing import Sharing
 
 UNKNOWN = -1
 Process = Generator[simpy.Event, Any, None]
@@ -171,6 +172,8 @@ class RankReplay:
         self._env = env
         self._meetings = meetings
         self._links = links
+        # Where nothing is shared, and on a device without NCCL's kernels, a kernel's end is known when it starts.
+        self._sharing = Sharing(placed.costs) if links is not None and placed.costs.held else None
 
     def run(self, lanes: Sequence[Lane]) -> None:
         """Start one process per lane that has operations."""
@@ -238,10 +241,25 @@ class RankReplay:
                 now = yield from self._move(costs.flows[i], now, self._links)
                 moments.set_end(i, now)
                 continue
+            if self._sharing is not None and costs.duration_ns[i] and isinstance(op, Kernel):
+                now = yield from self._compute(i, op.lane, now, self._sharing)
+                moments.set_end(i, now)
+                continue
             now += costs.duration_ns[i]
             moments.set_end(i, now)
             if now > env.now:
                 yield env.timeout(now - env.now)
+
+    def _compute(self, i: int, lane: int, start: int, sharing: Sharing) -> Generator[simpy.Event, Any, int]:
+        """A kernel on a device that collectives may come to share: the moment it is over."""
+        env, duration = self._env, self.placed.costs.duration_ns[i]
+        sharing.begin(lane, start)
+        left = start + duration - env.now
+        while left:
+            yield env.timeout(left)
+            left = sharing.left_ns(i, start, duration, int(env.now))
+        sharing.finish(lane)
+        return int(env.now)
 
     def _move(self, flow: Flow, start: int, links: Links) -> Generator[simpy.Event, Any, int]:
         """A copy over links that others may use: the moment it is over."""
@@ -254,6 +272,8 @@ class RankReplay:
         self.moments.set_start(i, time)
         costs = self.placed.costs
         meeting = self._meetings.join(self.placed.rank, op, time, costs.duration_ns[i], costs.flows.get(i))
+        if self._sharing is not None:
+            self._sharing.hold(i, time, meeting)
         if meeting.end == UNKNOWN:
             yield meeting.over
         self.transfer_ns[i] = meeting.transfer_ns
@@ -263,7 +283,8 @@ class RankReplay:
 
 
 def run(placement: Placement, *, contention: bool = True, allocator: AllocatorConfig | None = None) -> list[RankReplay]:
-    """Let time pass until every operation has ended; without ``contention`` transfers do not share links.
+    """Let time pass until every operation has ended; without ``contention`` transfers do not share
+    links, nor kernels their device with NCCL's.
 
     Raises DeadlockError where ranks wait for each other, naming ranks, collectives and operations, and UserError
     where ranks disagree about a collective.

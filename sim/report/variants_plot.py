@@ -74,7 +74,7 @@ def axis_label(path: str) -> str:
 def _draw_lines(panel: Any, told: WhatIf, name: str) -> None:
     series: dict[str, list[tuple[float, Variant]]] = {}
     for row in told.rows:
-        others = ", ".join(value_text(value) for key, value in row.values.items() if key != name)
+        others = ", ".join(f"{key} {value_text(value)}" for key, value in row.values.items() if key != name)
         series.setdefault(others, []).append((_number(row.values[name]), row))
     for (others, points), colour in zip(list(series.items())[:MOST_LINES], _COLOURS, strict=False):
         points.sort(key=lambda point: point[0])

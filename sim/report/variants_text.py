@@ -122,7 +122,7 @@ def _ledger(lines: Sequence[LedgerLine]) -> Table:
 
 def _line_name(line: LedgerLine) -> str:
     if line.part == "contention":
-        return f"{line.name}: shared links and SMs"
+        return f"shared: {line.name}"
     return line.name or _PARTS[line.part]
 
 

@@ -13,6 +13,8 @@ from sim.topology.names import Group, Names, member_names, natural
 from sim.topology.problems import nearest_key
 from sim.topology.schema import LinkClass, NodeKind, TopologyFile
 
+NAMED_LOST = 4
+
 
 def build_machine(file: TopologyFile, where: str) -> Machine:
     """The machine that the file describes; InputError with all that is wrong with its graph."""
@@ -145,5 +147,7 @@ def _unreachable(gpus: tuple[Gpu, ...], nodes: dict[str, NodeKind], links: tuple
     graph.add_edges_from((link.a, link.b) for link in links)
     home = nx.node_connected_component(graph, gpus[0].name)
     lost = [gpu.name for gpu in gpus if gpu.name not in home]
-    cure = "add a link between it and a node that the others reach"
-    return [f"{name} cannot be reached from {gpus[0].name}: {cure}" for name in lost]
+    if not lost:
+        return []
+    named = ", ".join(lost[:NAMED_LOST]) + (f" and {len(lost) - NAMED_LOST} more" if len(lost) > NAMED_LOST else "")
+    return [f"{named} cannot be reached from {gpus[0].name}: add a link between them and a node that the others reach"]

@@ -69,6 +69,7 @@ def _without(costs: Costs, program: Program, part: str) -> Costs:
         lag_ns=tuple(_lag(op, costs, i, part) for i, op in enumerate(ops)),
         gap_ns=(0,) * len(ops) if part == "gap" else costs.gap_ns,
         flows={i: flow for i, flow in costs.flows.items() if not freed[i]},
+        held={i: held for i, held in costs.held.items() if not freed[i]},
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sim.graph import OpGraph
-from sim.ops import Collective
+from sim.ops import Collective, Kernel
 from sim.place.place import place
 from sim.place.placement import Flow, Placement
 from sim.replay.allocator.config import AllocatorConfig
@@ -52,6 +52,8 @@ class Outcome:
         op = self.graph.programs[program].ops[segment.op]
         if isinstance(op, Collective):
             return collective_label(op.kind, op.bytes)
+        if segment.part == "contention" and isinstance(op, Kernel):
+            return "kernels beside NCCL's"
         return getattr(op, "name", "") or type(op).__name__.lower()
 
 
@@ -91,12 +93,12 @@ def spent(told: Outcome) -> dict[tuple[str, str], Spent]:
     """Per part and name of operation: time on the critical path and operations there, the mean over the steps."""
     time: dict[tuple[str, str], int] = {}
     ops: dict[tuple[str, str], int] = {}
-    labels: dict[tuple[int, int], str] = {}
+    labels: dict[tuple[int, int, str], str] = {}
     programs = {placed.rank: placed.program for placed in told.placement.ranks}
     for path in told.paths:
         seen: set[tuple[str, int, int]] = set()
         for segment in path:
-            code = (programs[segment.rank], segment.op)
+            code = (programs[segment.rank], segment.op, segment.part)
             if code not in labels:
                 labels[code] = told.label(segment)
             key = (segment.part, labels[code])

@@ -19,7 +19,7 @@ from sim.replay.allocator.config import AllocatorConfig
 from sim.replay.replay import replay
 from sim.report.summary import RemedyRow, summarize
 from sim.topology.machine import Machine
-from sim.workload.spec import SynthSpec
+from sim.workload.spec import SynthSpec, spec_of
 
 # Halving a batch further than this changes the job more than a cure should.
 MOST_HALVINGS = 3
@@ -40,16 +40,6 @@ def remedies(
     if spec is not None:
         tried += list(_changed_jobs(spec, machine, gpus, config, tell))
     return tuple(tried)
-
-
-def spec_of(graph: OpGraph) -> SynthSpec | None:
-    """The options that a workload was synthesized from, as it says itself; None for a trace."""
-    fields = {f.name for f in msgspec.structs.fields(SynthSpec)}
-    given = {key: value for key, value in graph.provenance.items() if key in fields}
-    try:
-        return msgspec.convert(given, SynthSpec, strict=False)
-    except msgspec.ValidationError:
-        return None
 
 
 def _changed_jobs(

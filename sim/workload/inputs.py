@@ -22,8 +22,17 @@ class Workload(NamedTuple):
     measured: Timeline | None
 
 
-def read_inputs(paths: Sequence[Path], progress: Callable[[str], None] = lambda doing: None) -> Workload:
-    """Read one workload file, or the traces of one job, one a rank.  InputError names the file and the cure."""
+def read_inputs(
+    paths: Sequence[Path], progress: Callable[[str], None] = lambda doing: None, parallel: str = ""
+) -> Workload:
+    """Read one workload file, or the traces of one job, one a rank.  InputError names the file and the cure.
+
+    ``parallel`` makes several ranks of one (see :mod:`sim.workload.replicas`); nothing was measured of these.
+    """
+    if parallel:
+        from sim.workload.replicas import read_replicated
+
+        return Workload(read_replicated(paths, parallel, progress), None)
     files = [file for path in paths for file in _files(path)]
     workloads = [file for file in files if file.name.endswith(WORKLOAD_SUFFIX)]
     if workloads:

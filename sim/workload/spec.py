@@ -14,6 +14,7 @@ import msgspec
 import yaml
 
 from sim.errors import InputError, UserError
+from sim.graph import OpGraph
 
 Dtype = Literal["float16", "bfloat16", "float32"]
 
@@ -114,7 +115,7 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in msgspec.structs.fields(SynthSpec)}
 _TRAINING_FIELDS = (
-    "loss_scaling", "optimizer", "optimizer_kernels", "momentum", "max_grad_norm", "micro_batches",
+    "autocast", "loss_scaling", "optimizer", "optimizer_kernels", "momentum", "max_grad_norm", "micro_batches",
     "checkpoint", "gradient_as_bucket_view", "bucket_mib", "fsdp_dtype", "fsdp_reduce_dtype", "reshard_after_forward",
 )  # fmt: skip
 
@@ -169,3 +170,13 @@ def _option(text: str) -> str:
     """A field's name, at the beginning of a text, as an option is written."""
     name, colon, rest = text.partition(":")
     return name.replace("_", "-") + colon + rest
+
+
+def spec_of(graph: OpGraph) -> SynthSpec | None:
+    """The options that a workload was synthesized from, as it says itself; None for a trace."""
+    fields = {f.name for f in msgspec.structs.fields(SynthSpec)}
+    given = {key: value for key, value in graph.provenance.items() if key in fields}
+    try:
+        return msgspec.convert(given, SynthSpec, strict=False)
+    except msgspec.ValidationError:
+        return None

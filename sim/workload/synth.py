@@ -30,7 +30,7 @@ from sim.workload.modules import ModuleTracker
 from sim.workload.parallel import ParallelPlan, axis_of_group, parse_plan, tensor_parallel, to_local
 from sim.workload.record import Recorder
 from sim.workload.spec import SynthSpec
-from sim.workload.tasks import Batch, build_model, check_sequence, eager_masks, task_of
+from sim.workload.tasks import Batch, build_model, check_sequence, eager_masks, no_cache, task_of
 from sim.workload.train import TrainingStep, checkpoint_activations
 
 __all__ = ["SynthSpec", "synthesize"]
@@ -135,7 +135,7 @@ class _Synthesis:
         recorder.modules = ModuleTracker(model)
         builder.mark(STEP, 0, "begin")
         with torch.no_grad(), recorder.modules.tracking(), _no_garbage_collection(), CudaChoices(), recorder:
-            outputs = model(**batch, use_cache=False)
+            outputs = model(**batch, **no_cache(model))
             loss = recorder.block_of(to_local(outputs.loss))
             builder.synchronize()
             builder.mark(STEP, 0, "end")

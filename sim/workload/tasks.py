@@ -136,6 +136,11 @@ def _flash_attention(
     return out.transpose(1, 2), None
 
 
+def no_cache(model: Any) -> dict[str, bool]:
+    """Training and scoring generate nothing: models that keep keys and values are told not to."""
+    return {"use_cache": False} if hasattr(model.config, "use_cache") else {}
+
+
 @contextlib.contextmanager
 def eager_masks() -> Iterator[None]:
     """transformers takes fake tensors for tracing and then keeps every mask; a real eager run asks whether the mask

@@ -19,7 +19,7 @@ from sim.workload.optimizers import begin_state, clip_gradients, make_optimizer,
 from sim.workload.parallel import to_local
 from sim.workload.record import Recorder
 from sim.workload.spec import SynthSpec
-from sim.workload.tasks import DTYPES, Batch
+from sim.workload.tasks import DTYPES, Batch, no_cache
 
 # What selective checkpointing keeps: the results of matrix products and of attention, the usual policy.
 KEPT_OPS = (
@@ -78,7 +78,7 @@ class TrainingStep:
         if self.wrapper is not None:
             self.wrapper.before_forward(last)
         with self._autocast(), CudaChoices():
-            loss = self.model(**batch, **_no_cache(self.model)).loss
+            loss = self.model(**batch, **no_cache(self.model)).loss
         if parts > 1:
             loss = loss / parts
         if self.scaler is not None:
@@ -112,11 +112,6 @@ class TrainingStep:
             return contextlib.nullcontext()
         context: contextlib.AbstractContextManager[Any] = torch.autocast("cpu", dtype=DTYPES[self.spec.autocast])
         return context
-
-
-def _no_cache(model: Any) -> dict[str, bool]:
-    """Training and scoring generate nothing: models that keep keys and values are told not to."""
-    return {"use_cache": False} if hasattr(model.config, "use_cache") else {}
 
 
 def checkpoint_activations(spec: SynthSpec, model: Any) -> None:

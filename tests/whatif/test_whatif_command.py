@@ -112,3 +112,30 @@ def test_what_is_refused(run: Run, job: Path, args: list[str], words: str) -> No
 def test_a_what_if_needs_a_machine(run: Run, job: Path) -> None:
     code, _, err = run("whatif", job, "--topology", "as-captured", "--vary", f"{PCIE}=8")
     assert code == 2 and "needs a machine to change" in err
+
+
+def test_kernels_beside_all_reduces_are_slower_unless_nothing_is_shared(run: Run, job: Path) -> None:
+    """On a machine where the all-reduces hide behind backward, so that the kernels decide."""
+    steps = []
+    for option in ([], ["--no-contention"]):
+        _, out, _ = run("replay", job, "--topology", "a5000x8-nvswitch", *option, "--json", "-")
+        steps.append(json.loads(out)["step_ms"])
+    assert steps[0] > steps[1]
+    assert steps[0] < 1.05 * steps[1]
+
+
+def test_what_is_shared_is_told_apart_in_the_ledger(run: Run, job: Path) -> None:
+    # The all-reduces hide behind backward but for the last; the kernels beside them are slower: that is on the path.
+    args = ("whatif", job, "--topology", "a5000x8-nvswitch", "--vary", "links.nvlink.bandwidth_gb_s=10", "--json", "-")
+    _, out, _ = run(*args)
+    told = json.loads(out)
+    assert "contention" in {item["part"] for item in told["base"]["critical_path"]}
+    _, out, _ = run(*args, "--no-contention")
+    assert "contention" not in {item["part"] for item in json.loads(out)["base"]["critical_path"]}
+
+
+def test_parallel_needs_a_machine(run: Run, job: Path) -> None:
+    code, _, err = run("replay", job, "--topology", "as-captured", "--parallel", "dp=2")
+    assert code == 2 and "needs a machine" in err
+    code, _, err = run("replay", job, "--topology", "a5000x8", "--parallel", "dp=2")
+    assert code == 2 and "has 8 ranks already" in err

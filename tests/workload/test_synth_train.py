@@ -202,6 +202,13 @@ def test_backward_has_two_products_for_each_of_forward(tmp_path: Path) -> None:
     assert counted["aten::_scaled_dot_product_efficient_attention_backward"] == LAYERS
 
 
+@pytest.mark.parametrize("family", TINY)
+def test_every_family_has_a_forward_step_too(tmp_path: Path, family: str) -> None:
+    graph = synthesize(spec_of(tmp_path, family, mode="forward"))
+    assert [lane.name for lane in graph.programs[0].lanes] == ["main", "compute"]
+    assert not [name for name in kernels(graph) if "backward" in name]
+
+
 def test_forward_flops_are_pytorchs_own_count(tmp_path: Path) -> None:
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModelForCausalLM

@@ -1,0 +1,96 @@
+"""The options of synth: from a file, from the command line, from Python; every problem of a file at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import sim
+from sim.cli import main
+from sim.errors import InputError, UserError
+from sim.graph import read as read_graph
+from sim.workload.spec import SynthSpec, from_file, from_options
+from tests.workload.tiny_models import model_folder
+
+CONFIG = """\
+model: {model}
+batch: 2
+seq: 16
+mode: train
+parallel: dp=2
+max-grad-norm: 1.0
+"""
+
+
+def config_file(tmp_path: Path, text: str = CONFIG) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(text.format(model=model_folder(tmp_path / "model", "llama")))
+    return path
+
+
+def test_a_file_is_the_same_as_options_and_as_a_call(tmp_path: Path) -> None:
+    path = config_file(tmp_path)
+    spec = from_file(path)
+    assert spec == from_options(
+        model=str(tmp_path / "model"), batch=2, seq=16, mode="train", parallel="dp=2", max_grad_norm=1.0, dtype=None
+    )
+    out = tmp_path / "run.workload.json.gz"
+    main(["synth", "--config", str(path), "--out", str(out)])
+    called = sim.synthesize(spec.model, 2, 16, mode="train", parallel="dp=2", max_grad_norm=1.0)
+    assert read_graph(out) == called
+
+
+def test_options_go_before_the_file(tmp_path: Path) -> None:
+    spec = from_file(config_file(tmp_path), batch=4, parallel="tp=2", seq=None)
+    assert (spec.batch, spec.parallel, spec.seq) == (4, "tp=2", 16)
+
+
+def test_every_problem_of_a_file_is_told_at_once(tmp_path: Path) -> None:
+    path = config_file(tmp_path, "batch: many\nsequence: 16\nmode: learn\n")
+    with pytest.raises(InputError) as error:
+        from_file(path)
+    message = str(error.value)
+    assert message.startswith(str(path))
+    for problem in (
+        "batch: Expected `int`, got `str`", "sequence: is no option", "mode: Invalid enum value 'learn'",
+        "model is missing",
+    ):  # fmt: skip
+        assert problem in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "model: [\n", ""])
+def test_what_is_no_mapping_is_said(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="not a"):
+        from_file(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        from_file(tmp_path / "none.yaml")
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "x.workload.json.gz")
+    with pytest.raises(SystemExit) as exit_:
+        main(["synth", "opt-125m", "--seq", "8", "--out", out])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "tracesim: error: --batch is missing: sequences or images a rank\n"
+    with pytest.raises(SystemExit):
+        main(["synth", "gpt2", "--batch", "2", "--seq", "8", "--momentum", "0.5", "--micro-batches", "2", "--out", out])
+    problems = [f"{option}: is an option of --mode train" for option in ("--momentum", "--micro-batches")]
+    assert capsys.readouterr().err == f"tracesim: error: {'; '.join(problems)}\n"
+
+
+def test_the_parameters_dtype_follows_the_mode_unless_told() -> None:
+    assert SynthSpec(model="gpt2", batch=1).parameter_dtype == "float16"
+    assert SynthSpec(model="gpt2", batch=1, mode="train").parameter_dtype == "float32"
+    assert SynthSpec(model="gpt2", batch=1, mode="train", dtype="bfloat16").parameter_dtype == "bfloat16"
+
+
+def test_a_python_call_is_checked_like_a_file() -> None:
+    with pytest.raises(UserError, match="--optimizer: Invalid enum value 'adam'"):
+        sim.synthesize("gpt2", 1, 8, mode="train", optimizer="adam")
