@@ -461,7 +461,7 @@ def kernel(op: str, shapes: Path | None, dtype: str, device: str, json_out: str 
         raise UserError(f"--shapes and --{next(iter(given))}: give a file of shapes or one shape, not both")
     profile = load_device(device)
     found = kernel_rows(op, read_shapes(shapes, op) if shapes is not None else [given], dtype, profile)
-    _write_json(msgspec.json.format(msgspec.json.encode(KernelRows(found)), indent=2), json_out)
+    _write_json(msgspec.json.format(msgspec.json.encode(KernelRows(found)), indent=2) + b"\n", json_out)
     if json_out != "-":
         show(found, Console())
 

@@ -166,7 +166,8 @@ class RemedyRow(msgspec.Struct, frozen=True):
 class Summary(msgspec.Struct, frozen=True):
     """A timeline as numbers: times in decimal milliseconds, sizes in bytes.  See the module for definitions.
 
-    ``measured_on`` is the device that was measured; on another one there is no error to speak of.
+    ``measured_on`` is the device that was measured; on another one there is no error to speak of.  What was reserved
+    when a recording began is in its measured peak and not in the predicted one: nothing says which blocks those were.
     """
 
     name: str
@@ -180,6 +181,8 @@ class Summary(msgspec.Struct, frozen=True):
     measured_steps_ms: tuple[float, ...] | None
     measured_trace_ms: float | None
     measured_on: str | None
+    measured_peak_allocated_bytes: int | None
+    measured_peak_reserved_bytes: int | None
     step_error: float | None
     breakdown_ms: Breakdown
     host_ms: float
@@ -254,6 +257,8 @@ def summarize(
         measured_steps_ms=measurement.steps_ms,
         measured_trace_ms=measurement.trace_ms,
         measured_on=measurement.device,
+        measured_peak_allocated_bytes=_largest(m.allocated_bytes for m in measured.memory) if measured else None,
+        measured_peak_reserved_bytes=_largest(m.reserved_bytes for m in measured.memory) if measured else None,
         step_error=measurement.error(step_ms, measurement.step_ms),
         breakdown_ms=_breakdown(splits),
         host_ms=ms_from_ns(_mean(host)),

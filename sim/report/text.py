@@ -188,17 +188,20 @@ def _memory(summary: Summary, console: Console) -> None:
     fullest = max(summary.ranks, key=lambda rank: rank.peak_reserved_bytes or -1)
     if fullest.peak_reserved_bytes is None or fullest.peak_allocated_bytes is None:
         return
-    table = plain_table(Column("memory"), number_column("GiB"), number_column("share"), Column(""), header=False)
-    for name, size in (
-        ("peak allocated", fullest.peak_allocated_bytes), ("peak reserved", fullest.peak_reserved_bytes),
-    ):  # fmt: skip
+    columns = (Column("memory"), number_column("GiB"), number_column("share"), Column(""), Column("measured"))
+    table = plain_table(*columns, header=False)
+    for name, size, measured in (
+        ("peak allocated", fullest.peak_allocated_bytes, summary.measured_peak_allocated_bytes),
+        ("peak reserved", fullest.peak_reserved_bytes, summary.measured_peak_reserved_bytes),
+    ):
         share = size / fullest.memory_bytes if fullest.memory_bytes else None
         bar = _bar(share, console) if share is not None else Text("")
-        table.add_row(name, f"{_gib(size)} GiB", "" if share is None else _percent(share), bar)
+        seen = f"measured {_gib(measured)} GiB" if measured is not None else ""
+        table.add_row(name, f"{_gib(size)} GiB", "" if share is None else _percent(share), bar, seen)
     for name, size in fullest.outside_bytes.items():
-        table.add_row(f"{name}, about", f"{_gib(size)} GiB", "", "", style="dim")
+        table.add_row(f"{name}, about", f"{_gib(size)} GiB", style="dim")
     if fullest.memory_bytes:
-        table.add_row("of device memory", f"{_gib(fullest.memory_bytes)} GiB", "", "", style="dim")
+        table.add_row("of device memory", f"{_gib(fullest.memory_bytes)} GiB", style="dim")
     console.print()
     console.print(table)
     for peak in [peak for peak in summary.memory_peaks if peak.rank == fullest.rank and peak.by_category][:1]:
