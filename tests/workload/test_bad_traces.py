@@ -139,6 +139,14 @@ def test_kernels_without_a_launch_and_launches_without_a_kernel(tmp_path: Path) 
     assert "20 launches without a kernel" in warnings_of(write(tmp_path / "launches.json", events))
 
 
+def test_a_process_with_two_devices_is_told(tmp_path: Path) -> None:
+    events = small().events
+    for event in events:
+        if event["cat"] == "kernel" and event["tid"] == 20:
+            event["args"]["device"] = 1
+    assert "2 devices that one process uses" in warnings_of(write(tmp_path / "two.json", events))
+
+
 def test_overlapping_kernels_on_one_stream(tmp_path: Path) -> None:
     events = small().events
     kernels = [e for e in events if e["cat"] == "kernel" and e["tid"] == 7]

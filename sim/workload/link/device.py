@@ -27,6 +27,9 @@ def build_streams(lines: RankLines, first_lane: int) -> list[Lane]:
     """Fill ``lines.streams`` with nodes linked to their launches; returns the streams' lanes."""
     events = lines.trace.device
     devices = {event.device for event in events}
+    if len(devices) > 1:
+        told = "devices that one process uses, in one trace: told, and placed, as one device with all their streams"
+        lines.counts[told] += len(devices)
     lanes: list[Lane] = []
     for device, number in sorted({(event.device, event.stream) for event in events}):
         name = f"stream {number}" if len(devices) == 1 else f"device {device} stream {number}"
