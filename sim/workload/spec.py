@@ -6,6 +6,7 @@ The fields are the options of ``tracesim synth``; a YAML file with the same name
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,9 @@ from sim.errors import InputError, UserError
 from sim.graph import OpGraph
 
 Dtype = Literal["float16", "bfloat16", "float32"]
+# Beyond these a tensor's bytes overflow PyTorch's 64-bit sizes: a slip of the keyboard, told in one line.
+MOST = 1 << 20
+MOST_TOKENS = 1 << 30
 
 
 class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,11 +76,15 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name, value in (("batch", self.batch), ("seq", self.seq), ("micro-batches", self.micro_batches)):
             if value is not None and value < 1:
                 yield f"--{name} {value}: must be at least 1"
+            elif value is not None and value > MOST:
+                yield f"--{name} {value}: must be at most {MOST}"
+        if (self.batch if self.seq is None else self.batch * self.seq) > MOST_TOKENS:
+            yield f"--batch {self.batch} and --seq {self.seq}: must be at most {MOST_TOKENS} tokens together"
         for name, size in (("bucket-mib", self.bucket_mib), ("max-grad-norm", self.max_grad_norm)):
             if size is not None and not size > 0:
                 yield f"--{name} {size:g}: must be more than 0"
-        if self.momentum < 0:
-            yield f"--momentum {self.momentum:g}: must not be negative"
+        if not 0 <= self.momentum < math.inf:
+            yield f"--momentum {self.momentum:g}: must be a number that is not negative"
 
     def _training_options(self) -> Iterator[str]:
         if self.training:

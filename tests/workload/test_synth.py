@@ -177,6 +177,7 @@ def test_the_same_spec_gives_the_same_bytes(llama: str, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"batch": 0}, "--batch 0: must be at least 1"),
+        ({"batch": 9999999999999}, "--batch 9999999999999: must be at most"),
         ({"seq": 129}, "--seq 129: .* has positions for 128 tokens"),
         ({"parallel": "tp=3"}, "tp=3 does not divide the 8 attention heads"),
         ({"parallel": "tp=8"}, "tp=8 does not divide the 4 key and value heads"),
