@@ -450,8 +450,6 @@ def topology(name_or_file: str, settings: Sequence[str], plot: Path | None) -> N
 @_json
 def kernel(op: str, shapes: Path | None, dtype: str, device: str, json_out: str | None, **sizes: int | None) -> None:
     """Time of one kernel alone: OP is gemm, softmax, layer_norm, attention or an elementwise name (add, relu, ...)."""
-    import msgspec
-
     from sim.place.kernels.show import show
     from sim.place.kernels.single import KernelRows, kernel_rows, read_shapes
     from sim.topology.device import load_device

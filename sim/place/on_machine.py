@@ -95,7 +95,6 @@ class _Placer:
         self._of_rank = of_rank
         self._costs: dict[tuple[object, ...], Costs] = {}
         self._kernels: dict[tuple[int, str], KernelCost] = {}
-        self._launching: dict[int, frozenset[int]] = {}
         self._estimated: dict[str, int] = {}
         self._notes: list[str] = list(machine.remarks)
 
@@ -114,7 +113,7 @@ class _Placer:
         members = tuple((g, tuple(self._group_gpus(g, rank))) for g in sorted(groups))
         key = (program, captured_on, gpu.profile.name, self._host_route(gpu), members)
         if key not in self._costs:
-            self._costs[key] = self._program_costs(rank, self._graph.programs[program], program, captured_on, gpu)
+            self._costs[key] = self._program_costs(rank, self._graph.programs[program], captured_on, gpu)
         return self._costs[key]
 
     def outside(self, rank: int, program: int, gpu: Gpu) -> dict[str, int]:
@@ -146,7 +145,7 @@ class _Placer:
             self._of_rank[r] = gpu
         return [self._of_rank[r].index for r in members]
 
-    def _program_costs(self, rank: int, program: Program, index: int, captured_on: str, gpu: Gpu) -> Costs:
+    def _program_costs(self, rank: int, program: Program, captured_on: str, gpu: Gpu) -> Costs:
         launching = frozenset(op.launch for op in program.ops if isinstance(op, DeviceOp) and op.launch is not None)
         durations: list[int] = []
         sources: list[DurationSource] = []
