@@ -1,0 +1,28 @@
+"""How far measured collectives lie from the predicted ones: the tenth and the ninetieth percentile of their ratio.
+
+From the comparisons of docs/collectives.md with hosts whose curves the model does not see (microsoft/vidur: all-reduces
+of 2, 4 and 8 A100s behind NVSwitches, of 2 and 4 in bridged pairs).  Bound by bytes: medians of the kernel's duration.
+Bound by latency: the shortest durations, which wait least for ranks that come late; they still wait, so the spread is
+wide upwards.  No network and no CPU backend is among those hosts; for them the same spreads are a guess.
+"""
+
+from __future__ import annotations
+
+from sim.place.collectives import CollectivePlan
+
+Spread = tuple[float, float]
+
+# measured / predicted, p10 and p90
+BOUND_BY_BYTES: Spread = (0.94, 1.03)
+BOUND_BY_LATENCY: Spread = (0.84, 2.6)
+# As many ranks as the host's own curve has: so far lie neighbouring points of the a5000x8 sweep from a smooth line.
+ON_ITS_OWN_CURVE: Spread = (0.97, 1.03)
+
+
+def spread_of(plan: CollectivePlan) -> Spread:
+    """(p10, p90) of measured / predicted time for a plan like this one; (1, 1) for one rank, which takes none."""
+    if plan.ns == 0:
+        return 1.0, 1.0
+    if plan.source == "profile" and plan.note.startswith("measured on this host"):
+        return ON_ITS_OWN_CURVE
+    return BOUND_BY_BYTES if plan.transfer_ns >= plan.latency_ns else BOUND_BY_LATENCY
