@@ -104,14 +104,10 @@ MOST_CHANNELS = 32
 # topo.h: Intel CPUs turn peer traffic into 64-byte packets
 INTEL_P2P_OVERHEAD = 6 / 5
 
-# Kernel structure: src/device/prims_simple.h and src/device/all_reduce.h.  A rank's turn in a Simple ring is cut into
-# two slices, each handed over by itself; a turn is at most half the channel's 4 MiB buffer.
+# Kernel structure.  src/device/prims_simple.h: a rank's turn in a Simple ring is cut into two slices, each handed over
+# by itself.  src/device/all_reduce.h, minChunkSizeLL128: a turn of LL128 moves whole grains of 640 threads x 60 bytes / 2.
 SLICES = 2
-LARGEST_CHUNK = 2 << 20
-# src/device/prims_ll128.h: 640 threads move 16 bytes each a grain, 15 of 16 bytes of it data
-LL128_GRAIN = 640 * 16 * 15 // 16
-# src/device/all_reduce.h, minChunkSizeLL128: a turn is never cut below 640 threads x 60 bytes / 2 = 19200 bytes
-LL128_LEAST_GRAINS = 2
+LL128_GRAIN = 640 * 60 // 2
 # NCCL_P2P_LL_THRESHOLD: a send of up to 16 KiB goes by LL
 P2P_LL_BYTES = 16 << 10
 

@@ -18,8 +18,8 @@ from sim.topology.machine import Gpu, Machine, PathClass
 
 # One exchange of a flag through an NVSwitch takes 1.2 us longer than over a direct NVLink: p2pBandwidthLatencyTest,
 # 3.1 us on 8 x A100 behind NVSwitches against 1.9 us on V100s linked directly (ABCI, public benchmark report).
-# Handing over a slice needs two: the data are there, the slot is free again.
-NVSWITCH_HANDOVER_US = 2 * 1.2
+# LL waits for it at every hop, Simple at every slice: its fence lasts until the writes have arrived.
+NVSWITCH_EXCHANGE_US = 1.2
 
 
 @dataclass(frozen=True)
@@ -205,9 +205,7 @@ def cost(ask: Ask, algorithm: Algorithm, protocol: Protocol) -> Cost:
         rate = _tree_bus(ask, protocol, bus) / 2 * _correction(protocol, ask.nbytes)
         return Cost(_expected_latency(ask, algorithm, protocol), ask.nbytes / rate / 1e3, lane)
     if protocol == "ll":
-        rate = _ring_bus(ask, protocol, bus) * ask.ranks / ask.hops
-        latency = tables.BASE_US["ring"]["ll"] + _turns(ask, received=False) * _mean_hop(ask, "ll")
-        return Cost(latency, ask.nbytes / rate / 1e3, lane)
+        return _ll_cost(ask, lane, bus)
     if protocol == "ll128":
         return _ll128_cost(ask, lane, bus)
     return _simple_cost(ask, lane, bus)
@@ -231,32 +229,47 @@ def hop_us(path: PathClass, protocol: Protocol) -> float:
     if path == "NET":
         return tables.HOP_US["network"]["ring"][protocol]
     if path in ("NVL", "NVS"):
-        switch = NVSWITCH_HANDOVER_US if path == "NVS" and protocol == "simple" else 0.0
+        switch = NVSWITCH_EXCHANGE_US if path == "NVS" and protocol == "simple" else 0.0
         return tables.HOP_US["nvlink"]["ring"][protocol] + switch
     return tables.HOP_US["pcie"]["ring"][protocol]
+
+
+def _ll_cost(ask: Ask, lane: str, bus: float) -> Cost:
+    """Data and flags travel together: a turn takes what its flags or what its bytes take, whichever is longer."""
+    hop = _mean_hop(ask, "ll")
+    paths = ask.rings.paths
+    switched = hop + NVSWITCH_EXCHANGE_US * paths.get("NVS", 0) / sum(paths.values())
+    moving = ask.nbytes * ask.hops / ask.ranks / _ring_bus(ask, "ll", bus) / 1e3
+    sent = _turns(ask, received=False) * hop
+    waiting = _turns(ask) * switched
+    return Cost(tables.BASE_US["ring"]["ll"] + max(sent, waiting - moving), moving, lane)
 
 
 def _simple_cost(ask: Ask, lane: str, bus: float) -> Cost:
     """Turns of two slices each; where NVLink is as fast as the SMs, the turn that only receives takes as long."""
     turns = _turns(ask)
-    handover = tables.SLICES * turns * _mean_hop(ask, "simple")
+    latency = tables.BASE_US["ring"]["simple"] + tables.SLICES * turns * _mean_hop(ask, "simple")
     crossing = ask.nbytes * ask.hops / ask.ranks
     chained = ask.kind in ("broadcast", "reduce")
     if ask.rings.hardware == "nvlink" and ask.rings.hosts == 1 and not chained:
-        # The SMs are busy in every turn, so nothing hides the hand-overs of later rounds through the buffers either.
-        rounds = ceil(ask.nbytes / (ask.rings.channels * ask.ranks * tables.LARGEST_CHUNK))
-        latency = tables.BASE_US["ring"]["simple"] + max(rounds, 1) * handover
-        return Cost(latency, crossing * turns / ask.hops / bus / 1e3, lane)
-    return Cost(tables.BASE_US["ring"]["simple"] + handover, crossing / bus / 1e3, lane)
+        crossing *= turns / ask.hops
+    return Cost(latency, crossing / bus / 1e3, lane)
 
 
 def _ll128_cost(ask: Ask, lane: str, bus: float) -> Cost:
-    """Every grain of a turn waits for its flags, one hop latency each; never faster than the links."""
-    hop = _mean_hop(ask, "ll128") * 20.0 / tables.RING_LL128_PER_CHANNEL[ask.generation]
-    chunk = ask.nbytes / (ask.rings.channels * ask.ranks)
-    grains = max(ceil(chunk / tables.LL128_GRAIN), tables.LL128_LEAST_GRAINS)
-    turns = _turns(ask) if ask.kind not in ("broadcast", "reduce") else ask.ranks
-    on_links = ask.nbytes * ask.hops / ask.ranks / (bus * tables.RING_LL128_SHARE) / 1e3
-    waiting = (grains - 1) * turns * hop
-    bound = lane if on_links > waiting else "waiting for each LL128 grain"
-    return Cost(tables.BASE_US["ring"]["ll128"] + turns * hop, max(waiting, on_links), bound)
+    """A turn is a hop, then the SMs pack the channel's lines, then all channels' lines cross the link.
+
+    All ranks take their turns in step, so the three do not overlap.  A chain (broadcast, reduce) passes everything on.
+    """
+    pieces = 1 if ask.kind in ("broadcast", "reduce") else ask.ranks
+    turns = float(ask.ranks) if pieces == 1 else _turns(ask)
+    channels = ask.rings.channels
+    grains = ceil(ask.nbytes / (channels * pieces * tables.LL128_GRAIN))
+    busy = ceil(ask.nbytes / (max(grains, 1) * pieces * tables.LL128_GRAIN))  # the last channels may have nothing
+    chunk = grains * tables.LL128_GRAIN
+    repeats = 1.0 if pieces == 1 else turns
+    packing = repeats * chunk / tables.RING_LL128_PER_CHANNEL[ask.generation] / 1e3
+    crossing = repeats * chunk * busy / (bus * tables.RING_LL128_SHARE) / 1e3
+    bound = lane if crossing >= packing else "packing LL128 lines"
+    latency = tables.BASE_US["ring"]["ll128"] + turns * _mean_hop(ask, "ll128")
+    return Cost(latency, packing + crossing, bound)

@@ -216,10 +216,31 @@ def test_nccls_protocol_changes_on_a_dgx_a100_by_hand() -> None:
 
 
 def test_a_dgx_a100s_simple_ring_by_hand() -> None:
-    # 64 MiB over 8 ranks: 15 turns x 2 slices x (3.4 + 2.4 us through the NVSwitch) + 8.4 = 182.4 us; the tensor is
-    # smaller than one round of 24 channels x 8 x 2 MiB.  15/8 x 67,108,864 B at 240 B/ns = 524,288 ns.
+    # 64 MiB over 8 ranks: 15 turns x 2 slices x (3.4 + 1.2 us through the NVSwitch) + 8.4 = 146.4 us;
+    # 15/8 x 67,108,864 B at 240 B/ns = 524,288 ns.
     made = plan(load_topology("dgx-a100"), "all_reduce", 64 * MIB, tuple(range(8)))
-    assert (made.latency_ns, made.transfer_ns) == (182_400, 524_288)
+    assert (made.latency_ns, made.transfer_ns) == (146_400, 524_288)
+
+
+def test_ll128_moves_whole_grains_by_hand() -> None:
+    # 4 MiB over 24 channels x 8 ranks: 21,845 B a turn and channel are two grains of 19,200 B, and 14 channels suffice
+    # (4,194,304 / 8 / 38,400 = 13.7).  14 us + 15 turns x 1.9 us = 42.5 us.  15 turns of 38,400 B to pack at 20 B/ns
+    # = 28,800 ns, and of 14 x 38,400 B to send at 0.92 x 240 B/ns = 36,522 ns.
+    made = plan(load_topology("dgx-a100"), "all_reduce", 4 * MIB, tuple(range(8)))
+    assert made.protocol == "ll128"
+    assert (made.latency_ns, made.transfer_ns) == (42_500, pytest.approx(28_800 + 36_522, abs=1))
+    # Two grains a turn on all 24 channels hold 8 x 24 x 38,400 = 7,372,800 B; one byte more begins a third grain.
+    whole, more = (plan(load_topology("dgx-a100"), "all_reduce", n, tuple(range(8))).ns for n in (7_372_800, 7_372_801))
+    assert more - whole == pytest.approx(15 * (19_200 / 20 + (17 * 57_600 - 24 * 38_400) / 220.8), abs=2)
+
+
+def test_ll_waits_for_the_nvswitch_by_hand() -> None:
+    # 64 KiB over 8 ranks: 14/8 x 65,536 B at 87.7 B/ns = 1,308 ns, within 15 turns of 0.6 + 1.2 us: 6.6 + 27 us.
+    made = plan(load_topology("dgx-a100"), "all_reduce", 64 << 10, tuple(range(8)))
+    assert made.protocol == "ll"
+    assert (made.ns, made.transfer_ns) == (33_600, 1_308)
+    # 1 MiB: 20,923 ns of bytes and 14 x 0.6 us are more than the 27 us: 6.6 + 8.4 + 20.9 us.
+    assert plan(load_topology("dgx-a100"), "all_reduce", MIB, tuple(range(8))).ns == pytest.approx(35_923, abs=1)
 
 
 def test_nvlink_sharp_on_hopper_by_hand() -> None:
