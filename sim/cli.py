@@ -19,7 +19,8 @@ from sim.errors import UserError
 from sim.place.captured import AS_CAPTURED
 from sim.place.place import place
 from sim.replay.allocator.config import AllocatorConfig, parse_alloc_conf
-from sim.replay.replay import replay
+from sim.replay.engine import run
+from sim.replay.replay import timeline_of
 from sim.report import chrome, summary, text
 from sim.report.summary import Summary
 from sim.timeline import Timeline
@@ -65,6 +66,15 @@ _contention = click.option(
 )  # fmt: skip
 
 
+_samples = click.option(
+    "--samples", type=click.IntRange(2, 10_000), default=64, show_default=True, metavar="N",
+    help="Draws of what may be wrong, for the ranges.",
+)  # fmt: skip
+_ranges = click.option(
+    "--no-ranges", "ranged", is_flag=True, flag_value=False, default=True, help="Do not say how sure the numbers are."
+)
+
+
 @cli.command("replay")
 @_inputs
 @_topology
@@ -83,6 +93,8 @@ _contention = click.option(
     help="Where the job does not fit, do not try what would make it fit.",
 )  # fmt: skip
 @click.option("--memory-plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw memory over time.")
+@_samples
+@_ranges
 def replay_command(
     inputs: Sequence[Path],
     topology: str,
@@ -95,6 +107,8 @@ def replay_command(
     alloc_conf: str,
     cure: bool,
     memory_plot: Path | None,
+    samples: int,
+    ranged: bool,
 ) -> None:
     """Predict the steps of a trace or a workload on a machine."""
     machine = _machine(topology, settings)
@@ -103,7 +117,10 @@ def replay_command(
     with _progress() as tell:
         config = parse_alloc_conf(alloc_conf)
         chosen = _numbers("--gpus", gpus)
-        timeline, told = _replay(inputs, machine, chosen, config, tell, parallel, contention=contention, cure=cure)
+        draws = samples if ranged else 0
+        timeline, told = _replay(
+            inputs, machine, chosen, config, tell, parallel, contention=contention, cure=cure, draws=draws
+        )
         if timeline_out is not None:
             tell(f"writing {timeline_out}")
             chrome.write_traces(timeline, timeline_out)
@@ -127,6 +144,7 @@ def _replay(
     *,
     contention: bool,
     cure: bool,
+    draws: int,
 ) -> tuple[Timeline, Summary]:
     from sim.workload.inputs import read_inputs
 
@@ -135,10 +153,16 @@ def _replay(
     tell("replaying")
     placement = place(workload.graph, machine, gpus)
     begun = time.perf_counter()
-    timeline = replay(placement, contention=contention, allocator=config)
+    replays = run(placement, contention=contention, allocator=config)
+    timeline = timeline_of(placement, replays)
     seconds = time.perf_counter() - begun
     ops = sum(len(workload.graph.programs[r.program].ops) for r in placement.ranks)
     told = summary.summarize(timeline, workload.measured, ops=ops, replay_seconds=seconds)
+    if draws:
+        from sim.whatif.ranges import ranges
+
+        tell(f"drawing {draws} times what may be wrong")
+        told = ranges(placement, replays, timeline, draws).on(told)
     if told.out_of_memory and machine is not None and cure:
         from sim.whatif.remedies import remedies
 

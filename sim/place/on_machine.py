@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
 from sim.errors import UserError
 from sim.graph import OpGraph, Program
 from sim.ops import Collective, Copy, DeviceOp, HostCall, Kernel, Op
 from sim.place.captured import AS_CAPTURED, CPU
 from sim.place.collectives import CollectivePlan, plan
+from sim.place.doubt import doubts_of, of_collective
 from sim.place.kernels import KernelCost, floor_us, kernel_cost, memory_cost
 from sim.place.outside import CUDA_CONTEXT_BYTES, nccl_bytes
-from sim.place.placement import Costs, Flow, Held, PlacedRank, Placement
+from sim.place.placement import CollectiveDoubt, Costs, Flow, Held, PlacedRank, Placement
 from sim.place.sharing import held_by
 from sim.place.transpose import rescaled
 from sim.timeline import CollectiveInfo, DurationSource
@@ -49,7 +52,8 @@ def place_on_machine(graph: OpGraph, machine: Machine, gpus: Sequence[int] = ())
         )
         for r, gpu in zip(graph.ranks, chosen, strict=True)
     )
-    return Placement(graph, machine.name, ranks, (*placer.warnings(), *warnings))
+    placement = Placement(graph, machine.name, ranks, (*placer.warnings(), *warnings))
+    return msgspec.structs.replace(placement, doubts=doubts_of(placement, machine.gpus))
 
 
 def _chosen(graph: OpGraph, machine: Machine, wanted: Sequence[int]) -> tuple[Gpu, ...]:
@@ -153,10 +157,12 @@ class _Placer:
         collectives: dict[int, CollectiveInfo] = {}
         flows: dict[int, Flow] = {}
         held: dict[int, Held] = {}
+        doubts: dict[int, CollectiveDoubt] = {}
         for i, op in enumerate(program.ops):
             if isinstance(op, Collective):
                 planned = self._planned(op, rank)
                 ns, source = planned.ns, planned.source
+                doubts[i] = of_collective(planned)
                 flows[i] = self._flow(planned.latency_ns, planned.transfer_ns, planned.loads)
                 taken = held_by(planned, self._machine, gpu, tuple(self._group_gpus(op.group, rank)))
                 if taken is not None and program.lanes[op.lane].kind == "stream":
@@ -181,6 +187,7 @@ class _Placer:
             workspaces=self._workspaces(program),
             held=held,
             bounds=self._bounds(program, gpu) if held else {},
+            doubts=doubts,
         )
 
     def _bounds(self, program: Program, gpu: Gpu) -> dict[int, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
 from sim.errors import UserError
@@ -30,6 +32,15 @@ class Held(msgspec.Struct, frozen=True):
     memory_ppm: int
 
 
+class CollectiveDoubt(msgspec.Struct, frozen=True):
+    """How far a collective's time may be off: the 10th and 90th percentile of actual over predicted, and what is to
+    blame."""
+
+    p10: float
+    p90: float
+    source: str
+
+
 class Costs(msgspec.Struct, frozen=True):
     """One program on one device: per operation its duration alone, launch lag, stream gap, and where the duration
     came from.
@@ -37,7 +48,8 @@ class Costs(msgspec.Struct, frozen=True):
     ``collectives`` tells algorithm and size of each collective operation; ``flows`` the load on links of each transfer
     that shares them with others (its duration is the flow's, alone); ``workspaces`` the stream (lane) on which a host
     call launches the first matrix product: cuBLAS takes its workspace then; ``held`` what each collective takes of the
-    device, and ``bounds`` what bounds a kernel where that is not compute ("memory" or "floor").
+    device, and ``bounds`` what bounds a kernel where that is not compute ("memory" or "floor"); ``doubts`` how sure
+    the time of each collective is.
     """
 
     duration_ns: tuple[int, ...]
@@ -49,6 +61,7 @@ class Costs(msgspec.Struct, frozen=True):
     workspaces: dict[int, int] = {}
     held: dict[int, Held] = {}
     bounds: dict[int, str] = {}
+    doubts: dict[int, CollectiveDoubt] = {}
 
 
 class PlacedRank(msgspec.Struct, frozen=True):
@@ -68,13 +81,65 @@ class PlacedRank(msgspec.Struct, frozen=True):
     outside: dict[str, int] = {}
 
 
+NONE = -1  # no doubt
+
+
+class Interval(NamedTuple):
+    """Actual over predicted time: the 10th and 90th percentile, and the share of the variance that pieces share."""
+
+    p10: float
+    p90: float
+    common: float
+
+
+class Source(msgspec.Struct, frozen=True):
+    """One source of error, and what would settle it."""
+
+    name: str
+    cure: str
+
+
+class Part(NamedTuple):
+    """One source's part in an operation's error; ``piece`` names the work whose own error it is."""
+
+    source: Source
+    interval: Interval
+    piece: str
+
+
+Kind = tuple[Part, ...]
+"""All that may be wrong with an operation's duration: errors that multiply."""
+
+
+class RankDoubt(msgspec.Struct, frozen=True):
+    """One rank's operations: for each the index of its kind, or NONE; and those of host work and of launching."""
+
+    kind: tuple[int, ...]
+    host: int
+    launch: int
+
+
+class Doubts(msgspec.Struct, frozen=True):
+    """The kinds of a placement, and which operation has which; no rank is there where all durations are measured."""
+
+    kinds: tuple[Kind, ...] = ()
+    ranks: dict[int, RankDoubt] = {}
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Every source once, in order of its name."""
+        found = {part.source.name: part.source for kind in self.kinds for part in kind}
+        return tuple(found[name] for name in sorted(found))
+
+
 class Placement(msgspec.Struct, frozen=True):
-    """A graph that has its place on a machine: all that the replay needs to know."""
+    """A graph that has its place on a machine: all that the replay needs to know, and how sure it is."""
 
     graph: OpGraph
     machine: str
     ranks: tuple[PlacedRank, ...]
     warnings: tuple[str, ...] = ()
+    doubts: Doubts = Doubts()
 
     def check(self) -> None:
         """Raise UserError where a cost is missing or negative."""

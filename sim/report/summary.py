@@ -163,17 +163,31 @@ class RemedyRow(msgspec.Struct, frozen=True):
     step_ms: float
 
 
+class DoubtRow(msgspec.Struct, frozen=True):
+    """A source of error, its share of the step's variance (0 to 1), and what would settle it."""
+
+    source: str
+    share: float
+    cure: str
+
+
 class Summary(msgspec.Struct, frozen=True):
     """A timeline as numbers: times in decimal milliseconds, sizes in bytes.  See the module for definitions.
 
-    ``measured_on`` is the device that was measured; on another one there is no error to speak of.  What was reserved
-    when a recording began is in its measured peak and not in the predicted one: nothing says which blocks those were.
+    ``step_ms_p10`` to ``step_ms_p90`` (and ``kernel_ms``) is the 80 % interval that sim.whatif.ranges draws, None where
+    nobody asked; ``doubt`` tells what it is made of.  ``measured_on`` is the device that was measured; on another one
+    there is no error to speak of.  What was reserved when a recording began is in its measured peak and not in the
+    predicted one: nothing says which blocks those were.
     """
 
     name: str
     step_ms: float
+    step_ms_p10: float | None
+    step_ms_p90: float | None
     steps_ms: tuple[float, ...]
     kernel_ms: float
+    kernel_ms_p10: float | None
+    kernel_ms_p90: float | None
     peak_allocated_bytes: int | None
     peak_reserved_bytes: int | None
     out_of_memory: bool
@@ -189,6 +203,7 @@ class Summary(msgspec.Struct, frozen=True):
     ranks: tuple[RankSummary, ...]
     collectives: tuple[CollectiveRow, ...]
     durations_from: DurationsFrom
+    doubt: tuple[DoubtRow, ...]
     top_ops: tuple[OpRow, ...]
     per_step: tuple[StepRow, ...]
     memory_peaks: tuple[PeakRow, ...]
@@ -248,8 +263,12 @@ def summarize(
     return Summary(
         name=timeline.name,
         step_ms=step_ms,
+        step_ms_p10=None,
+        step_ms_p90=None,
         steps_ms=steps_ms,
         kernel_ms=ms_from_ns(_device_ns(busiest) / len(busiest.steps)) if busiest.steps else 0.0,
+        kernel_ms_p10=None,
+        kernel_ms_p90=None,
         peak_allocated_bytes=_largest(rank.peak_allocated_bytes for rank in ranks),
         peak_reserved_bytes=_largest(rank.peak_reserved_bytes for rank in ranks),
         out_of_memory=bool(timeline.out_of_memory),
@@ -265,6 +284,7 @@ def summarize(
         ranks=ranks,
         collectives=_collectives(views, busiest),
         durations_from=_durations_from(views),
+        doubt=(),
         top_ops=_top_ops(busiest),
         per_step=_per_step(job, splits, host, measurement),
         memory_peaks=_peaks(timeline),

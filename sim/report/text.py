@@ -28,6 +28,7 @@ MOST_RANKS = 8
 MOST_MODULES = 3
 MOST_STEPS = 10
 MOST_COLLECTIVES = 8
+MOST_DOUBTS = 3
 _BAR = 24
 _UNBOUNDED = 10_000  # columns: wider than any table is by itself
 
@@ -50,6 +51,7 @@ def render_summary(summary: Summary, console: Console) -> None:
     _collectives(summary, console)
     _top_ops(summary, console)
     _durations(summary, console)
+    _doubt(summary, console)
     _warnings(summary.warnings, console)
     if summary.replay_seconds is not None:
         console.print(Text(f"{summary.ops} operations replayed in {summary.replay_seconds:.2f} s", style="dim"))
@@ -93,7 +95,7 @@ def _verdict(summary: Summary, console: Console) -> None:
     if len(summary.out_of_memory_at) > 1:
         console.print(Text(f"  and {len(summary.out_of_memory_at) - 1} more ranks", style="red"))
     what = "the run" if _is_unmarked(summary) else "a step"
-    time = f"{what} takes {_ms(summary.step_ms)} ms on {_machine(summary.ranks)}"
+    time = f"{what} takes {_ms(summary.step_ms)} ms{_between(summary)} on {_machine(summary.ranks)}"
     tightest = _tightest(summary.ranks)
     if summary.out_of_memory:
         # A replay goes on as if the memory were there; one that did not has no peak beyond what there is.
@@ -110,6 +112,17 @@ def _verdict(summary: Summary, console: Console) -> None:
         return
     needed, there = tightest
     console.print(Text(f"Fits: {time} and needs {_gib(needed)} of {_gib(there)} GiB", style="bold green"))
+
+
+def range_text(summary: Summary) -> str:
+    """``671.56 to 825.33``, the ends of the 80 % interval; nothing where nothing is in doubt, or nobody asked."""
+    low, high = summary.step_ms_p10, summary.step_ms_p90
+    return "" if low is None or high is None or low == high else f"{_ms(low)} to {_ms(high)}"
+
+
+def _between(summary: Summary) -> str:
+    """`` (671.56 to 825.33)`` where the prediction is in doubt."""
+    return f" ({range_text(summary)})" if range_text(summary) else ""
 
 
 def _remedies(summary: Summary, console: Console) -> None:
@@ -302,6 +315,18 @@ def _durations(summary: Summary, console: Console) -> None:
         line.append(f"; {sources.estimate} ({share}) estimated for want of a formula or measurement", style="yellow")
     console.print()
     console.print(line)
+
+
+def _doubt(summary: Summary, console: Console) -> None:
+    """What the range is made of, and what would settle most of it."""
+    if not summary.doubt:
+        return
+    first, *rest = summary.doubt[:MOST_DOUBTS]
+    others = "".join(f", {row.share:.0%} {row.source}" for row in rest)
+    console.print(
+        f"80 % range of a step: {range_text(summary)} ms. {first.share:.0%} of the doubt: {first.source} (settled by "
+        f"{first.cure}){others}"
+    )
 
 
 def _plain(name: str) -> Text:

@@ -1,0 +1,220 @@
+"""Doubt: how far each operation's duration may be off, and which source of error it shares with which others.
+
+Every source has an 80 % interval of actual over predicted time, from data that no fit had seen (docs/ranges.md says
+which).  A source's error is in part common to all pieces of work that it touches (a card that is slower than its
+sibling, a device predicted from others) and in part each piece's own (a shape for which the library has a better
+kernel): ``common`` is the share of the variance that is common.  A piece that is computed again is the same piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sim.graph import OpGraph, Program
+from sim.ops import Copy, HostCall, Kernel, Op, Work
+from sim.place.collectives import CollectivePlan
+from sim.place.placement import (
+    NONE,
+    CollectiveDoubt,
+    Doubts,
+    Interval,
+    Kind,
+    Part,
+    PlacedRank,
+    Placement,
+    RankDoubt,
+    Source,
+)
+from sim.timeline import DurationSource
+from sim.topology.abilities import abilities_of, family
+from sim.topology.device import DeviceProfile, find_device
+from sim.topology.machine import Gpu
+
+# Of the variance of log(measured / predicted), what two pieces of one workload share.  Shapes left out of the fits
+# (tools/doubt_shares.py): products by number of rows, row kernels by length of row, elementwise ops by size; lent: the
+# differences between the devices left out whole are shared too.
+COMMON = {
+    "gemm_float16": (0.1, 0.3),
+    "gemm_float32": (0.1, 0.45),
+    "elementwise": (0.2, 0.85),
+    "softmax": (0.9, 0.95),
+    "layer_norm": (0.7, 0.85),
+    "attention": (1.0, 1.0),  # published for one kernel: whatever is wrong is wrong for all
+}
+NAMES = {
+    "gemm_float16": "matrix products in half precision",
+    "gemm_float32": "matrix products in single precision",
+    "elementwise": "elementwise kernels",
+    "softmax": "softmax kernels",
+    "layer_norm": "normalizations",
+    "attention": "fused attention",
+    "convolution": "convolutions",
+    "other": "kernels of kinds that were never measured",
+}
+# Kinds of kernels with a formula but without a measurement: as wide as the widest that devices left out whole show
+# (products in float32 for convolutions, softmax for what is bound by bytes), all of it common.
+UNMEASURED = {"convolution": "gemm_float32", "other": "softmax"}
+# No formula or no shapes, only the bytes of the tensors: assumed, nothing is known.
+ESTIMATE = Interval(0.5, 2.0, 0.5)
+# Two cards of one model: Sinha et al., Not All GPUs Are Created Equal (SC22, arXiv 2208.11035): whiskers of 8 % of the
+# median on average over five clusters and all applications, which is 5.4 standard deviations.
+CARD = Interval(0.981, 1.019, 1.0)
+# Medians of the time from one op to the next with one launch, of five public traces' hosts: 20.6 (H100), 21 (V100, 8
+# GPUs), 30, 40 and 52 us (V100), all with the profiler on; a tenth of the fastest are below 11.5 us.  Of 15 us, which
+# is the default of a machine's host:
+HOST = Interval(0.77, 2.6, 1.0)
+# A trace's host against another: the ratios of any two of those five paces.
+OTHER_HOST = Interval(0.5, 2.0, 1.0)
+# Of the A100's figures that all devices take over: launch latencies of 5.5 to 11.0 us and gaps of 0.7 to 1.35 us in
+# public traces of V100s and an H100 (9.6 and 1.15 us there).
+LAUNCH = Interval(0.6, 1.2, 1.0)
+# NCCL's 24 GB/s of a PCIe 4.0 x16 slot: pinned copies reach 26.3 (p2pBandwidthLatencyTest, EPYC 9374F); copies of
+# pageable memory half (CUDA's bandwidthTest on many hosts), and which they are a synthesized job does not say.
+HOST_COPY = Interval(0.91, 2.0, 1.0)
+
+CALIBRATE = "`tracesim calibrate` on one"
+TRACE = "a trace of the job on one (`tracesim trace`)"
+LINKS = "`tracesim calibrate --links` on that host"
+
+
+def doubts_of(placement: Placement, gpus: Sequence[Gpu]) -> Doubts:
+    """What may be wrong with every operation of a placement on GPUs of a machine."""
+    register = _Register(placement.graph, {gpu.name: gpu.profile for gpu in gpus}, placement.machine)
+    ranks = {placed.rank: register.rank(placed) for placed in placement.ranks}
+    return Doubts(tuple(register.kinds), ranks)
+
+
+def of_collective(plan: CollectivePlan) -> CollectiveDoubt:
+    """The doubt of one collective's time, by the links that bound it."""
+    p10, p90 = _collective_spread(plan)
+    links = plan.bound.partition(":")[0]
+    return CollectiveDoubt(p10, p90, f"collectives bound by {links}")
+
+
+def _collective_spread(plan: CollectivePlan) -> tuple[float, float]:
+    """docs/collectives.md, Accuracy: from 1 MiB on within 16 %, below it a median factor of 1.15 to 1.35."""
+    if plan.ranks == 1:
+        return 1.0, 1.0
+    if plan.source == "profile":
+        return 0.97, 1.03
+    return (0.88, 1.14) if plan.nbytes >= 1 << 20 else (0.6, 1.4)
+
+
+class _Register:
+    """Kinds by what makes them, each once."""
+
+    def __init__(self, graph: OpGraph, profiles: Mapping[str, DeviceProfile], machine: str) -> None:
+        self.kinds: list[Kind] = []
+        self._graph = graph
+        self._profiles = profiles
+        self._machine = machine
+        self._index: dict[Kind, int] = {}
+        self._works: dict[tuple[int, str, DurationSource], int] = {}
+        self._ranks: dict[tuple[int, int], RankDoubt] = {}
+
+    def rank(self, placed: PlacedRank) -> RankDoubt:
+        key = (placed.program, id(placed.costs))
+        if key not in self._ranks:
+            self._ranks[key] = self._rank(placed)
+        return self._ranks[key]
+
+    def _rank(self, placed: PlacedRank) -> RankDoubt:
+        profile = self._profiles[placed.device]
+        program = self._graph.programs[placed.program]
+        if profile.kind != "gpu":  # a run on a CPU keeps its durations; only its collectives are computed
+            return RankDoubt(tuple(self._collective(placed, i) for i in range(len(program.ops))), NONE, NONE)
+        captured_on = next(r.device for r in self._graph.ranks if r.rank == placed.rank)
+        kinds = tuple(self._op(placed, i, op, profile, captured_on) for i, op in enumerate(program.ops))
+        host = OTHER_HOST if _is_captured(program) else HOST
+        pace = Part(Source("the host's pace", "a trace of any job on that host (`tracesim trace`)"), host, "")
+        launch = Part(Source(f"launches on {profile.full_name}", CALIBRATE), LAUNCH, "")
+        return RankDoubt(kinds, self._add((pace,)), self._add((launch,)))
+
+    def _add(self, kind: Kind) -> int:
+        if kind not in self._index:
+            self._index[kind] = len(self.kinds)
+            self.kinds.append(kind)
+        return self._index[kind]
+
+    def _collective(self, placed: PlacedRank, i: int) -> int:
+        doubt = placed.costs.doubts.get(i)
+        if doubt is None or doubt.p10 == doubt.p90 == 1.0:
+            return NONE
+        info = placed.costs.collectives[i]
+        piece = f"{info.kind} {info.bytes} {info.ranks}"
+        # What links and protocols are taken to reach is wrong for all sizes alike in the larger part.
+        interval = Interval(doubt.p10, doubt.p90, 0.7)
+        return self._add((Part(Source(f"{doubt.source} on {self._machine}", LINKS), interval, piece),))
+
+    def _op(self, placed: PlacedRank, i: int, op: Op, profile: DeviceProfile, captured_on: str) -> int:
+        if i in placed.costs.doubts:
+            return self._collective(placed, i)
+        if isinstance(op, Copy) and op.kind in ("h2d", "d2h"):
+            return self._add((Part(Source("copies between host and device", LINKS), HOST_COPY, ""),))
+        if not isinstance(op, Kernel | Copy):
+            return NONE
+        source = placed.costs.source[i]
+        work = op.work if isinstance(op, Kernel) else None
+        known = (NONE if work is None else work, f"{profile.name}<{captured_on}", source)
+        if known not in self._works:
+            found = None if work is None else self._graph.works[work]
+            self._works[known] = self._add(_kernel(found, source, profile, captured_on))
+        return self._works[known]
+
+
+def _is_captured(program: Program) -> bool:
+    return any(isinstance(op, HostCall) and op.measured_ns is not None for op in program.ops)
+
+
+def _kernel(work: Work | None, source: DurationSource, profile: DeviceProfile, captured_on: str) -> Kind:
+    card = Part(Source(f"one {profile.full_name} against another", "measuring on the very card"), CARD, "")
+    if source == "measured":
+        return (card,)
+    if source == "estimate":
+        piece = "" if work is None else _piece(work)
+        return (Part(Source(f"kernels without a formula on {profile.full_name}", TRACE), ESTIMATE, piece), card)
+    here = _modelled(work, profile)
+    if not captured_on or find_device(captured_on).name == profile.name:
+        return (here, card)
+    # The model's ratio of two devices: its error on the one it was measured on counts too, the other way round.
+    there = _modelled(work, find_device(captured_on))
+    turned = Interval(1 / there.interval.p90, 1 / there.interval.p10, there.interval.common)
+    return (here, there._replace(interval=turned), card)
+
+
+def _modelled(work: Work | None, profile: DeviceProfile) -> Part:
+    """The spread of the class of a kernel: the device's own where it was measured itself."""
+    name = op_class(work)
+    spreads = abilities_of(profile).spreads
+    measured = UNMEASURED.get(name, name)
+    lent = spreads[measured]
+    own = lent.own and name not in UNMEASURED
+    low, high = (lent.fit.p10, lent.fit.p90) if own else (lent.fit.borrowed_p10, lent.fit.borrowed_p90)
+    common = 1.0 if name in UNMEASURED else COMMON[name][not own]
+    source = Source(f"{NAMES[name]} on {profile.full_name}", TRACE if own else CALIBRATE)
+    return Part(source, Interval(low, high, common), "" if work is None else _piece(work))
+
+
+def _piece(work: Work) -> str:
+    return f"{work.op} {work.inputs} {work.outputs} {work.scalars}"
+
+
+PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "addmv", "mv", "dot", "addbmm"))
+# The first class of which a word is in the op's name.
+CLASSES = (
+    ("elementwise", ("linalg", "vector_norm", "grid_sampler")),
+    ("other", ("embedding", "index", "gather", "scatter", "sort", "topk", "unique", "take", "_foreach", "_fused_adam",
+               "_fused_sgd", "batch_norm", "group_norm", "pool", "upsample")),
+    ("convolution", ("conv",)),
+    ("attention", ("attention",)),
+    ("softmax", ("softmax", "nll")),
+    ("layer_norm", ("norm",)),
+)  # fmt: skip
+
+
+def op_class(work: Work | None) -> str:
+    """The class of kernels whose held-out errors an op shares; copies and memsets are elementwise."""
+    op = "" if work is None else work.op.removeprefix("aten::").removesuffix("_")
+    if work is not None and (op in PRODUCTS or op.endswith("attention_math")):
+        return f"gemm_{family(next((t.dtype for t in work.inputs if t.dtype), 'float32'))}"
+    return next((name for name, words in CLASSES if any(word in op for word in words)), "elementwise")
