@@ -192,6 +192,8 @@ def _replay(
     help="Write base and rows side by side into one trace for Perfetto.",
 )  # fmt: skip
 @_alloc_conf
+@_samples
+@_ranges
 def whatif(
     inputs: Sequence[Path],
     topology: str,
@@ -206,13 +208,16 @@ def whatif(
     plot: Path | None,
     timeline_out: Path | None,
     alloc_conf: str,
+    samples: int,
+    ranged: bool,
 ) -> None:
     """Change the machine and see what changes, and why; or search the value that reaches a target."""
     if topology == AS_CAPTURED:
         raise UserError(f"--topology {AS_CAPTURED}: a what-if needs a machine to change; name a topology")
     from sim.whatif.outcome import Rules
 
-    rules = Rules(contention, parse_alloc_conf(alloc_conf))
+    draws = samples if ranged and solve is None else 0
+    rules = Rules(contention, parse_alloc_conf(alloc_conf), draws)
     asked = _Asked(inputs, parallel, topology, _assignments(settings), _numbers("--gpus", gpus), rules)
     if solve is None and target is None:
         _vary(asked, varied, json_out, plot, timeline_out)

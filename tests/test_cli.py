@@ -48,6 +48,25 @@ def test_replay_json_keeps_its_contract(run: Run, workload: Path) -> None:
         assert key in told
 
 
+def test_replay_says_how_sure_it_is(run: Run, workload: Path) -> None:
+    _, out, _ = run("replay", workload, "--topology", "a5000x8", "--json", "-")
+    told = json.loads(out)
+    assert told["step_ms_p10"] < told["step_ms"] < told["step_ms_p90"]
+    assert told["kernel_ms_p10"] < told["kernel_ms"] < told["kernel_ms_p90"]
+    assert 0.9 < sum(row["share"] for row in told["doubt"]) <= 1.0 + 1e-9
+    assert all(row["source"] and row["cure"] for row in told["doubt"])
+    _, shown, _ = run("replay", workload, "--topology", "a5000x8")
+    assert "80 % range" in shown and " of the doubt" in shown
+
+
+def test_nobody_need_ask_how_sure_it_is(run: Run, workload: Path) -> None:
+    _, out, _ = run("replay", workload, "--topology", "a5000x8", "--no-ranges", "--json", "-")
+    told = json.loads(out)
+    assert (told["step_ms_p10"], told["step_ms_p90"], told["doubt"]) == (None, None, [])
+    code, _, err = run("replay", workload, "--topology", "a5000x8", "--samples", "1")
+    assert code == 2 and err.count("\n") == 1 and "--samples" in err
+
+
 def test_the_same_command_gives_the_same_bytes(run: Run, workload: Path, tmp_path: Path) -> None:
     written = []
     for i in range(2):

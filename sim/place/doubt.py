@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from sim.graph import OpGraph, Program
 from sim.ops import Copy, HostCall, Kernel, Op, Work
+from sim.place.collective_spread import spread_of
 from sim.place.collectives import CollectivePlan
 from sim.place.placement import (
     NONE,
@@ -86,18 +87,9 @@ def doubts_of(placement: Placement, gpus: Sequence[Gpu]) -> Doubts:
 
 def of_collective(plan: CollectivePlan) -> CollectiveDoubt:
     """The doubt of one collective's time, by the links that bound it."""
-    p10, p90 = _collective_spread(plan)
+    p10, p90 = spread_of(plan)
     links = plan.bound.partition(":")[0]
     return CollectiveDoubt(p10, p90, f"collectives bound by {links}")
-
-
-def _collective_spread(plan: CollectivePlan) -> tuple[float, float]:
-    """docs/collectives.md, Accuracy: from 1 MiB on within 16 %, below it a median factor of 1.15 to 1.35."""
-    if plan.ranks == 1:
-        return 1.0, 1.0
-    if plan.source == "profile":
-        return 0.97, 1.03
-    return (0.88, 1.14) if plan.nbytes >= 1 << 20 else (0.6, 1.4)
 
 
 class _Register:
@@ -141,7 +133,8 @@ class _Register:
         if doubt is None or doubt.p10 == doubt.p90 == 1.0:
             return NONE
         info = placed.costs.collectives[i]
-        piece = f"{info.kind} {info.bytes} {info.ranks}"
+        # Over faster links it is another piece: what is its own need not be wrong alike.
+        piece = f"{info.kind} {info.bytes} {info.ranks} {placed.costs.duration_ns[i]}"
         # What links and protocols are taken to reach is wrong for all sizes alike in the larger part.
         interval = Interval(doubt.p10, doubt.p90, 0.7)
         return self._add((Part(Source(f"{doubt.source} on {self._machine}", LINKS), interval, piece),))

@@ -69,13 +69,18 @@ class NextBound(msgspec.Struct, frozen=True):
 class Variant(msgspec.Struct, frozen=True):
     """One machine: the values that set it apart from the base, and the step on it.
 
-    ``speedup`` is the base's step / this step.  ``unchanged_because`` says why a change changed nothing.
+    ``speedup`` is the base's step / this step; its 80 % interval is that of pairs of draws, so what both machines have
+    in common is wrong on both alike.  ``unchanged_because`` says why a change changed nothing.
     """
 
     topology: str
     values: dict[str, Value]
     step_ms: float
+    step_ms_p10: float | None
+    step_ms_p90: float | None
     speedup: float
+    speedup_p10: float | None
+    speedup_p90: float | None
     exposed_communication_ms: float
     breakdown_ms: Breakdown
     host_ms: float

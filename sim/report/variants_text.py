@@ -25,7 +25,8 @@ _PARTS = {
 def render_what_if(told: WhatIf, console: Console) -> None:
     """Print the table, a ledger for each row that differs, and what to know about the numbers."""
     console.print(_table(told))
-    console.print(Text("times in ms a step; peak: GiB reserved on the fullest rank", style="dim"))
+    ranged = "; below step and speed-up: where four of five are" if told.base.step_ms_p10 is not None else ""
+    console.print(Text(f"times in ms a step; peak: GiB reserved on the fullest rank{ranged}", style="dim"))
     console.print()
     console.print(Text("The base", style="bold"))
     _indented(f"{bound_phrase(told.base.bound_by)}{next_phrase(told.base.next_bottleneck)}", console)
@@ -66,8 +67,18 @@ def _cells(row: Variant, paths: Sequence[str], *, base: bool = False) -> list[st
         peak = "does not fit"
     parts = row.breakdown_ms
     speedup = f"{row.speedup:.3f}"
-    times = [ms_text(row.step_ms), speedup, ms_text(parts.exposed_communication), ms_text(parts.idle)]
+    if not base:
+        speedup += below(row.speedup_p10, row.speedup_p90, "{:.2f}")
+    step = ms_text(row.step_ms) + below(row.step_ms_p10, row.step_ms_p90, "{:.4g}")
+    times = [step, speedup, ms_text(parts.exposed_communication), ms_text(parts.idle)]
     return [*named, *times, peak, _PARTS.get(row.bound_by.part, row.bound_by.part)]
+
+
+def below(low: float | None, high: float | None, form: str) -> str:
+    """The ends of an 80 % interval for the line below a number; nothing where there is none, or a point."""
+    if low is None or high is None or form.format(low) == form.format(high):
+        return ""
+    return f"\n{form.format(low)} to {form.format(high)}"
 
 
 def value_text(value: Value) -> str:

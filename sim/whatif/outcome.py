@@ -18,16 +18,19 @@ from sim.report.summary import Summary, summarize
 from sim.timeline import Timeline
 from sim.topology.machine import Machine
 from sim.units import format_bytes, ms_from_ns
+from sim.whatif.ranges import Ranges, ranges
 
 _FULL = 1 - 1e-9  # a lane that is full but for rounding
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How every machine of a what-if is replayed: whether anything is shared, and the allocator's settings."""
+    """How every machine of a what-if is replayed: whether anything is shared, the allocator's settings, and how many
+    draws its ranges are made of (0: none)."""
 
     contention: bool = True
     allocator: AllocatorConfig | None = None
+    draws: int = 0
 
 
 DEFAULT_RULES = Rules()
@@ -41,6 +44,7 @@ class Outcome:
     timeline: Timeline
     summary: Summary
     paths: tuple[tuple[Segment, ...], ...]
+    drawn: Ranges | None = None
 
     @property
     def graph(self) -> OpGraph:
@@ -81,11 +85,14 @@ def replayed(placement: Placement, rules: Rules = DEFAULT_RULES) -> Outcome:
     timeline = timeline_of(placement, replays)
     paths = CriticalPaths(placement.graph, replays)
     steps = [slowest(steps) for steps in job_steps(rank_views(timeline))]
+    summary = summarize(timeline)
+    drawn = ranges(placement, replays, timeline, rules.draws) if rules.draws else None
     return Outcome(
         placement,
         timeline,
-        summarize(timeline),
+        summary if drawn is None else drawn.on(summary),
         tuple(paths.path(step.rank, step.start_ns, step.end_ns) for step in steps),
+        drawn,
     )
 
 

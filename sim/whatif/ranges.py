@@ -60,6 +60,11 @@ class Ranges(msgspec.Struct, frozen=True):
             doubt=self.doubt,
         )
 
+    def speedup(self, other: Ranges) -> tuple[float, float]:
+        """This step over the other's, draw by draw: what both machines share is wrong on both alike, and cancels."""
+        pairs = [mine / theirs for mine, theirs in zip(self.step_ms, other.step_ms, strict=True) if theirs]
+        return (quantile(pairs, LOW), quantile(pairs, HIGH)) if pairs else (1.0, 1.0)
+
 
 def quantile(values: Sequence[float], share: float) -> float:
     """Between the two values next to it, as numpy has it."""

@@ -72,7 +72,7 @@ def _again(base: Outcome, graph: OpGraph, made: Made, gpus: Sequence[int], rules
     """The variant's outcome; what is placed as the base is need not be replayed again."""
     placement = place(graph, made.machine, gpus)
     if placement.ranks == base.placement.ranks:
-        return Outcome(placement, base.timeline, base.summary, base.paths)
+        return Outcome(placement, base.timeline, base.summary, base.paths, base.drawn)
     return replayed(placement, rules)
 
 
@@ -83,7 +83,11 @@ def _variant(made: Made, told: Outcome, nexts: NextBottlenecks, rules: Rules) ->
         topology=made.machine.name,
         values=dict(made.values),
         step_ms=summary.step_ms,
+        step_ms_p10=summary.step_ms_p10,
+        step_ms_p90=summary.step_ms_p90,
         speedup=1.0,
+        speedup_p10=None,
+        speedup_p90=None,
         exposed_communication_ms=summary.breakdown_ms.exposed_communication,
         breakdown_ms=summary.breakdown_ms,
         host_ms=summary.host_ms,
@@ -101,8 +105,11 @@ def _against(first: Variant, row: Variant, base: Outcome, told: Outcome, made: M
     same = made.values == base_made.values and made.machine.name == base_made.machine.name
     paths = [path for path, value in made.values.items() if value != base_made.values.get(path) and path != TOPOLOGY]
     why = "this is the base" if same else why_unchanged(base, told, row.bound_by, paths or [TOPOLOGY])
+    low, high = (None, None) if base.drawn is None or told.drawn is None else base.drawn.speedup(told.drawn)
     return msgspec.structs.replace(
         row,
+        speedup_p10=low,
+        speedup_p90=high,
         speedup=first.step_ms / row.step_ms if row.step_ms else 1.0,
         ledger=ledger(first.critical_path, row.critical_path),
         unchanged_because=why,

@@ -45,6 +45,20 @@ def test_the_json_says_what_the_table_says(run: Run, job: Path) -> None:
     assert row["next_bottleneck"]["bound_by"]["part"] == "compute"
 
 
+def test_rows_have_ranges_and_what_machines_share_cancels(run: Run, job: Path) -> None:
+    """Half the bandwidth: 24 all-reduces as wrong on one as on the other, so the speed-up is surer than the steps."""
+    _, out, _ = run("whatif", job, "--topology", "a5000x8", "--vary", f"{PCIE}=12", "--json", "-")
+    told = json.loads(out)
+    base, (row,) = told["base"], told["rows"]
+    assert base["step_ms_p10"] < base["step_ms"] < base["step_ms_p90"]
+    assert row["step_ms_p10"] < row["step_ms"] < row["step_ms_p90"]
+    assert row["speedup_p10"] <= row["speedup"] <= row["speedup_p90"]
+    alone = (base["step_ms_p90"] / row["step_ms_p10"]) / (base["step_ms_p10"] / row["step_ms_p90"])
+    assert row["speedup_p90"] / row["speedup_p10"] < alone**0.5
+    _, out, _ = run("whatif", job, "--topology", "a5000x8", "--vary", f"{PCIE}=12", "--no-ranges", "--json", "-")
+    assert json.loads(out)["rows"][0]["speedup_p10"] is None
+
+
 def test_settings_make_the_base(run: Run, job: Path) -> None:
     _, out, _ = run(
         "whatif", job, "--topology", "a5000x8", "--set", f"{PCIE}=48", "--vary", f"{PCIE}=48", "--json", "-"
