@@ -32,7 +32,8 @@ class CollectivePlan:
     """One collective on its GPUs.
 
     ``ns`` = ``latency_ns`` (no link is busy) + ``transfer_ns`` (the bytes of ``loads`` are on their lanes, all at one
-    common rate).  ``call_ns`` is what calls issued back to back would show: never less than the host takes for one.
+    common rate).  ``call_ns`` is what calls issued back to back would show: never less than the host takes for one;
+    of a send, what the sender's kernel takes.
     ``loads``: (lane, bytes) in name order; ``bound``: the lane or part that bounds the transfer.
     """
 
@@ -89,7 +90,8 @@ def plan(machine: Machine, kind: str, nbytes: int, gpus: tuple[int, ...]) -> Col
     if len(gpus) == 1:
         return _alone(kind, nbytes)
     if kind in ("send", "recv"):
-        return replace(plan_transfers(machine, ((gpus[0], gpus[1], nbytes),)), kind=kind, nbytes=nbytes)
+        moved = replace(plan_transfers(machine, ((gpus[0], gpus[1], nbytes),)), kind=kind, nbytes=nbytes)
+        return _senders_own(machine, moved, gpus) if kind == "send" else moved
     if kind == "all_to_all":
         piece = ceil(nbytes / len(gpus))
         every = tuple((a, b, piece) for a in gpus for b in gpus if a != b)
@@ -235,6 +237,21 @@ def plan_transfers(machine: Machine, transfers: Iterable[Transfer]) -> Collectiv
         call_ns=latency_ns + transfer_ns, algorithm="send", protocol="tcp" if plain else protocol, channels=1,
         source="roofline", bound=bound, loads=_rounded(bytes_on),
     )  # fmt: skip
+
+
+def _senders_own(machine: Machine, moved: CollectivePlan, gpus: tuple[int, ...]) -> CollectivePlan:
+    """The send with what its own kernel takes as ``call_ns``, where the receiver reads: less than until data arrive."""
+    pair = [machine.gpus[g] for g in gpus]
+    route = machine.transfer_route(pair[0].name, pair[1].name)
+    reads = all(gpu.profile.capability == tables.READS_OVER_NVLINK for gpu in pair) and route.path in ("NVL", "NVS")
+    if machine.collectives.library != "nccl" or not reads:
+        return moved
+    links = int(min(hop.link.nccl_gb_s for hop in route.hops) / tables.NVLINK_OF_A100_GB_S)
+    channels = min(1 << (2 * max(links, 1) - 1).bit_length(), tables.MOST_CHANNELS)
+    copied = tables.BASE_US["ring"]["simple"] + moved.nbytes / (channels * tables.SENDER_COPY_GB_S) / 1e3
+    small = tables.BASE_US["ring"]["ll"] if moved.protocol == "ll" else copied
+    note = "the sender's own kernel, which ends before the data have arrived: the receiver reads"
+    return replace(moved, call_ns=min(ns_from_us(min(small, copied)), moved.ns), channels=channels, note=note)
 
 
 def _busiest(machine: Machine, moves: list[tuple[Route, float]]) -> tuple[float, str]:

@@ -105,11 +105,20 @@ MOST_CHANNELS = 32
 INTEL_P2P_OVERHEAD = 6 / 5
 
 # Kernel structure.  src/device/prims_simple.h: a rank's turn in a Simple ring is cut into two slices, each handed over
-# by itself.  src/device/all_reduce.h, minChunkSizeLL128: a turn of LL128 moves whole grains of 640 threads x 60 bytes / 2.
+# by itself.  src/device/all_reduce.h, minChunkSizeLL128: LL128 moves whole grains, 640 threads x 60 bytes / 2.
 SLICES = 2
 LL128_GRAIN = 640 * 60 // 2
 # NCCL_P2P_LL_THRESHOLD: a send of up to 16 KiB goes by LL
 P2P_LL_BYTES = 16 << 10
+
+# "Enable P2P Read for Ampere/NVLink only" (src/graph/paths.cc): there a sender copies into a buffer of its own, from
+# which the receiver reads, and its kernel ends when the last slice is in it.
+READS_OVER_NVLINK = (8, 0)
+# src/graph/paths.cc, ncclTopoComputeP2pChannels: 2 channels a link of SM80_NVLINK_BW, rounded up to a power of two
+NVLINK_OF_A100_GB_S = 20.0
+# What one channel's SM copies so: a fit to every second size from 1 MiB on of vidur's sends between two bridged A100s
+# (microsoft/vidur, a100_pairwise_nvlink_send_recv, rank 0 sends); the others are within 6.5 % on average.
+SENDER_COPY_GB_S = 11.4
 
 # LL128 is on by default for these capabilities where every hop is NVLink
 LL128_CAPABILITIES = ((7, 0), (8, 0), (9, 0), (10, 0), (12, 0))

@@ -263,6 +263,19 @@ def test_a_send_by_hand() -> None:
     assert back.loads == (("bridge:gpu1>gpu0", 16 * MIB),)
 
 
+def test_a_sender_on_a100s_is_done_before_the_data_have_arrived() -> None:
+    # 64 MiB between bridged A100s, whose receiver reads: 67,108,864 B / 287 B/ns = 233,829 ns + 11.8 us until they are
+    # there; 12 links make 24, so 32 channels, that copy 11.4 GB/s each: 183,960 ns + 8.4 us for the sender's kernel.
+    machine = load_topology("a100-pcie-pairs")
+    made = plan(machine, "send", 64 * MIB, (0, 1))
+    assert (made.ns, made.call_ns, made.channels) == (pytest.approx(245_629, abs=1), pytest.approx(192_360, abs=1), 32)
+    assert "receiver reads" in made.note
+    assert plan(machine, "recv", 64 * MIB, (0, 1)).call_ns == made.ns
+    # Over PCIe, and on other GPUs, a sender writes to the receiver.
+    assert plan(machine, "send", 64 * MIB, (0, 2)).note == ""
+    assert plan(load_topology("h100-pcie-pairs"), "send", 64 * MIB, (0, 1)).note == ""
+
+
 def test_sends_that_share_a_link_take_turns_and_others_do_not() -> None:
     machine = load_topology("a5000x4")
     one = plan_transfers(machine, [(0, 1, MIB)])
