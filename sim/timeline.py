@@ -2,12 +2,18 @@
 
 Because both are the same value, one report compares them.  Times are integer nanoseconds from the timeline's
 own zero, sizes integer bytes.
+
+Ranks that do the same share one list of spans and one of memory samples: ``RankSpans`` and ``RankSamples`` look like
+the list of all ranks' and make an item of another rank when it is looked at.  So 256 ranks take no more room than one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from abc import abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import Generic, Literal, NamedTuple, TypeVar, overload
 
 import msgspec
 
@@ -120,6 +126,93 @@ class OutOfMemory(msgspec.Struct, frozen=True):
     capacity_bytes: int
 
 
+T = TypeVar("T")
+
+
+class Part(NamedTuple, Generic[T]):
+    """What one rank did.  ``items`` may be another rank's: tracks and launches in them count from the rank's own first,
+    and samples bear any rank."""
+
+    rank: int
+    items: tuple[T, ...]
+    first_track: int = 0
+
+
+class _Parts(Sequence[T]):
+    """The items of all ranks in one sequence, rank by rank, without a copy of what several ranks share."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, parts: Iterable[Part[T]]) -> None:
+        self.parts: tuple[Part[T], ...] = tuple(parts)
+        self._begins = list(accumulate((len(part.items) for part in self.parts), initial=0))
+
+    def __len__(self) -> int:
+        return self._begins[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[T, ...]: ...
+    def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        at = index % len(self)
+        p = bisect_right(self._begins, at) - 1
+        begin = self._begins[p]
+        return self._own(self.parts[p], begin, self.parts[p].items[at - begin])
+
+    def __iter__(self) -> Iterator[T]:
+        for part, begin in zip(self.parts, self._begins, strict=False):
+            for item in part.items:
+                yield self._own(part, begin, item)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def places(self, rank: int) -> range:
+        """Where the items of a rank are."""
+        for p, part in enumerate(self.parts):
+            if part.rank == rank:
+                return range(self._begins[p], self._begins[p + 1])
+        return range(0)
+
+    @abstractmethod
+    def _own(self, part: Part[T], begin: int, item: T) -> T:
+        """An item of a part that begins there, as the rank's own."""
+
+
+class RankSpans(_Parts[Span]):
+    """The spans of all ranks."""
+
+    def _own(self, part: Part[Span], begin: int, item: Span) -> Span:
+        if not begin and not part.first_track:
+            return item
+        launch = item.launch + begin if item.launch >= 0 else -1
+        return Span(
+            part.first_track + item.track, item.op, item.name, item.kind, item.start_ns, item.duration_ns,
+            item.source, launch, item.transfer_ns, item.collective, item.module,
+        )  # fmt: skip
+
+
+class RankSamples(_Parts[MemorySample]):
+    """The memory samples of all ranks."""
+
+    def _own(self, part: Part[MemorySample], begin: int, item: MemorySample) -> MemorySample:
+        if item.rank == part.rank:
+            return item
+        return MemorySample(part.rank, item.time_ns, item.allocated_bytes, item.reserved_bytes)
+
+
+class OwnSpans(NamedTuple):
+    """The spans of one rank, and the sequence in which their launches count.  Ranks that do the same share both."""
+
+    spans: Sequence[Span]
+    among: Sequence[Span]
+
+
 class Timeline(msgspec.Struct, frozen=True):
     """``spans`` of one track are in order of start.  ``steps`` are in order of rank, then time; ``memory`` too."""
 
@@ -127,22 +220,55 @@ class Timeline(msgspec.Struct, frozen=True):
     origin: Literal["measured", "predicted"]
     ranks: tuple[RankInfo, ...]
     tracks: tuple[Track, ...]
-    spans: tuple[Span, ...]
+    spans: Sequence[Span]
     steps: tuple[Step, ...]
-    memory: tuple[MemorySample, ...] = ()
+    memory: Sequence[MemorySample] = ()
     peaks: tuple[MemoryPeak, ...] = ()
     out_of_memory: tuple[OutOfMemory, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
     def end_ns(self) -> int:
-        return max((span.end_ns for span in self.spans), default=0)
+        return max((span.end_ns for span in self.distinct_spans()), default=0)
 
     def device_spans(self, rank: int) -> Iterator[Span]:
         """The spans on the streams of ``rank`` (and its communication on host threads)."""
         for span in self.spans:
             if self.tracks[span.track].rank == rank and span.kind != "host":
                 yield span
+
+    def own_spans(self) -> dict[int, OwnSpans]:
+        """The spans of every rank."""
+        if isinstance(self.spans, RankSpans):
+            return {part.rank: OwnSpans(part.items, part.items) for part in self.spans.parts}
+        return {rank: OwnSpans([self.spans[i] for i in at], self.spans) for rank, at in self.span_places().items()}
+
+    def span_places(self) -> dict[int, Sequence[int]]:
+        """Where the spans of every rank are in ``spans``."""
+        if isinstance(self.spans, RankSpans):
+            return {info.rank: self.spans.places(info.rank) for info in self.ranks}
+        places: dict[int, list[int]] = {info.rank: [] for info in self.ranks}
+        rank_of = [track.rank for track in self.tracks]
+        for i, span in enumerate(self.spans):
+            places[rank_of[span.track]].append(i)
+        return {**places}
+
+    def own_memory(self) -> dict[int, Sequence[MemorySample]]:
+        """The memory samples of every rank that has some; ranks that do the same share them, whosoever they are."""
+        if isinstance(self.memory, RankSamples):
+            return {part.rank: part.items for part in self.memory.parts if part.items}
+        samples: dict[int, list[MemorySample]] = {}
+        for sample in self.memory:
+            samples.setdefault(sample.rank, []).append(sample)
+        return {**samples}
+
+    def distinct_spans(self) -> Iterator[Span]:
+        """The spans of all ranks, those that several ranks share once: what their extents and names tell."""
+        if not isinstance(self.spans, RankSpans):
+            yield from self.spans
+            return
+        for items in {id(part.items): part.items for part in self.spans.parts}.values():
+            yield from items
 
     def check(self) -> None:
         """Raise UserError with the first law that does not hold."""

@@ -14,7 +14,7 @@ from sim.place.collectives import CollectivePlan, plan
 from sim.place.doubt import doubts_of, of_collective
 from sim.place.kernels import KernelCost, floor_us, kernel_cost, memory_cost
 from sim.place.outside import CUDA_CONTEXT_BYTES, nccl_bytes
-from sim.place.placement import CollectiveDoubt, Costs, Flow, Held, PlacedRank, Placement
+from sim.place.placement import CollectiveDoubt, Costs, Flow, Held, PlacedRank, Placement, share_of
 from sim.place.sharing import held_by
 from sim.place.transpose import rescaled
 from sim.timeline import CollectiveInfo, DurationSource
@@ -254,7 +254,8 @@ class _Placer:
         """Each lane's part of its time: the lane that needs longest for its bytes is the one that bounds the flow."""
         times = {lane: nbytes / self._machine.capacities[lane] for lane, nbytes in loads if nbytes}
         longest = max(times.values(), default=1.0)
-        return Flow(latency_ns, transfer, tuple(sorted((lane, time / longest) for lane, time in times.items())))
+        shares = sorted((lane, share_of(time / longest)) for lane, time in times.items())
+        return Flow(latency_ns, transfer, tuple(shares))
 
     def _planned(self, op: Collective, rank: int) -> CollectivePlan:
         planned = plan(self._machine, op.kind, op.bytes, tuple(self._group_gpus(op.group, rank)))

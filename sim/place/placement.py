@@ -10,13 +10,21 @@ from sim.errors import UserError
 from sim.graph import OpGraph
 from sim.timeline import CollectiveInfo, DurationSource
 
+SHARE_UNIT = 2.0**-32
+
+
+def share_of(part: float) -> float:
+    """The multiple of ``SHARE_UNIT`` next to a part of a lane's time; never 0."""
+    return max(round(part / SHARE_UNIT), 1) * SHARE_UNIT
+
 
 class Flow(msgspec.Struct, frozen=True):
     """What a transfer does to the machine's links: after ``latency_ns``, in which no link is busy, it moves its bytes
     in ``transfer_ns`` where it is alone.
 
     ``shares``: (lane, part of the lane's time that it needs while it runs at that rate), 0 < part <= 1, by name of
-    lane; the lane that bounds it has 1.
+    lane; the lane that bounds it has 1.  Parts are whole multiples of ``SHARE_UNIT``: so their sums are exact, in any
+    order.  (Where one flow stands for all of a class, a part is what they take together: ``sim.replay.folding``.)
     """
 
     latency_ns: int

@@ -8,14 +8,13 @@ and a collective stays on its rank where that rank was among the last: so the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
 
-from sim.graph import OpGraph, Program
+from sim.graph import Program
 from sim.ops import Collective, Copy, HostCall, Kernel, Mark, Op
-from sim.replay.engine import RankReplay
+from sim.replay.engine import Replayed
 
 Part = Literal["compute", "communication", "copy", "host", "launch", "gap", "contention"]
 
@@ -58,17 +57,20 @@ class _Cause(NamedTuple):
 class CriticalPaths:
     """The paths of one replay; indexes of programs are made once and serve every path."""
 
-    def __init__(self, graph: OpGraph, replays: Sequence[RankReplay]) -> None:
-        self._graph = graph
-        self._replays = {replayed.placed.rank: replayed for replayed in replays}
+    def __init__(self, replayed: Replayed) -> None:
+        self._graph = replayed.folded.placement.graph
+        self._leader_of = replayed.folded.leader_of
+        self._replays = {each.placed.rank: each for each in replayed.ranks}
         self._previous: dict[int, tuple[int, ...]] = {}
         self._meetings: dict[int, dict[tuple[str, int], int]] = {}
 
     def path(self, rank: int, begin_ns: int, end_ns: int) -> tuple[Segment, ...]:
         """What decided that ``rank`` was at ``end_ns`` no sooner, back to ``begin_ns``, in order of time.
 
-        ``end_ns`` is a moment at which an operation of the rank ended.
+        ``end_ns`` is a moment at which an operation of the rank ended.  The path is told of the ranks that were
+        replayed: of ranks that are alike, the one that stands for them.
         """
+        rank = self._leader_of[rank]
         found: list[Segment] = []
         point: _Point | None = _Point(rank, self._ending(rank, end_ns), True)
         while point is not None:

@@ -1,23 +1,26 @@
 """The event loop: one SimPy process per host thread and per stream, on integer nanoseconds.
 
 The rules are those of :mod:`sim.ops`.  A process tells the time at which an operation begins or ends as soon as it
-knows it, which is never after that time; those who wait compute with it.  So an operation costs one timeout and,
-where somebody waits for it, one event.  The loop computes no cost: every duration comes from the placement.
+knows it, which is never after that time; those who wait compute with it.  So a process runs ahead of the clock until
+it needs a moment that nobody has told yet: the end of a transfer on shared links, or of a kernel on a shared device,
+which only the clock can tell.  An operation costs an event where somebody waits for it, and one timeout where it
+shares something.  The loop computes no cost: every duration comes from the placement.  Memory decides no moment, so it
+is stepped afterwards (:mod:`sim.replay.memory`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import simpy
 
 from sim.errors import DeadlockError, UserError
-from sim.ops import Alloc, Collective, Free, HostCall, Kernel, Lane, Op
+from sim.ops import Collective, HostCall, Kernel, Lane, Op
 from sim.place.placement import Flow, PlacedRank, Placement
-from sim.replay.allocator.config import AllocatorConfig
+from sim.replay.folding import Folded, fold, unfolded
 from sim.replay.links import Links
-from sim.replay.memory import RankMemory
 from sim.replay.sharing import Sharing
 
 UNKNOWN = -1
@@ -99,11 +102,12 @@ class Meetings:
         self._links = links
         self._graph = placement.graph
         self._present = {placed.rank for placed in placement.ranks}
+        self._members: dict[tuple[str, int], tuple[int, ...]] = {}
         self._under_way: dict[tuple[str, tuple[int, ...], int], Meeting] = {}
 
     def join(self, rank: int, op: Collective, time: int, alone_ns: int, flow: Flow | None) -> Meeting:
         """``rank`` arrives at ``time``; the last arrival begins the transfer."""
-        members = self._graph.group_of(op.group, rank)
+        members = self._members.get((op.group, rank)) or self._look_up(op.group, rank)
         key = (op.group, members, op.seq)
         meeting = self._under_way.get(key)
         if meeting is None:
@@ -124,6 +128,10 @@ class Meetings:
             else:
                 self._env.process(self._move(meeting, flow, self._links))
         return meeting
+
+    def _look_up(self, group: str, rank: int) -> tuple[int, ...]:
+        self._members[group, rank] = self._graph.group_of(group, rank)
+        return self._members[group, rank]
 
     def _move(self, meeting: Meeting, flow: Flow, links: Links) -> Process:
         yield self._env.timeout(meeting.last_arrival + flow.latency_ns - self._env.now)
@@ -153,7 +161,7 @@ def _ranks(ranks: Sequence[int]) -> str:
 
 
 class RankReplay:
-    """One rank: its lanes as processes, its moments, its memory."""
+    """One rank: its lanes as processes, and its moments."""
 
     def __init__(
         self,
@@ -162,12 +170,10 @@ class RankReplay:
         ops: Sequence[Op],
         meetings: Meetings,
         links: Links | None,
-        memory: RankMemory,
     ) -> None:
         self.placed = placed
         self.ops = ops
         self.moments = Moments(env, len(ops))
-        self.memory = memory
         self.transfer_ns: dict[int, int] = {}
         self._env = env
         self._meetings = meetings
@@ -185,8 +191,8 @@ class RankReplay:
                 self._env.process(self._thread(indices) if lane.kind == "thread" else self._stream(indices))
 
     def _thread(self, indices: Sequence[int]) -> Process:
-        env, ops, moments, duration = self._env, self.ops, self.moments, self.placed.costs.duration_ns
-        end, workspaces = moments.end, self.placed.costs.workspaces
+        ops, moments, duration = self.ops, self.moments, self.placed.costs.duration_ns
+        end = moments.end
         now = 0  # the lane's own clock: where its last operation ended
         for i in indices:
             op = ops[i]
@@ -201,23 +207,15 @@ class RankReplay:
             now += op.before_ns  # type: ignore[union-attr]
             moments.set_start(i, now)
             if isinstance(op, HostCall):
-                if i in workspaces:
-                    self.memory.take_workspace(workspaces[i], now)
                 for awaited in op.waits:
                     if end[awaited] == UNKNOWN:
                         yield moments.end_known(awaited)
                     now = max(now, end[awaited])
                 now += duration[i]
             moments.set_end(i, now)
-            if now > env.now:
-                yield env.timeout(now - env.now)
-            if isinstance(op, Alloc):
-                self.memory.allocate(op, now)
-            elif isinstance(op, Free):
-                self.memory.free(op, now)
 
     def _stream(self, indices: Sequence[int]) -> Process:
-        env, ops, moments, costs = self._env, self.ops, self.moments, self.placed.costs
+        ops, moments, costs = self.ops, self.moments, self.placed.costs
         start, end = moments.start, moments.end
         now = 0
         for i in indices:
@@ -247,13 +245,11 @@ class RankReplay:
                 continue
             now += costs.duration_ns[i]
             moments.set_end(i, now)
-            if now > env.now:
-                yield env.timeout(now - env.now)
 
     def _compute(self, i: int, lane: int, start: int, sharing: Sharing) -> Generator[simpy.Event, Any, int]:
         """A kernel on a device that collectives may come to share: the moment it is over."""
         env, duration = self._env, self.placed.costs.duration_ns[i]
-        sharing.begin(lane, start)
+        sharing.begin(lane, start, int(env.now))
         left = start + duration - env.now
         while left:
             yield env.timeout(left)
@@ -278,29 +274,47 @@ class RankReplay:
             yield meeting.over
         self.transfer_ns[i] = meeting.transfer_ns
         self.moments.set_end(i, meeting.end)
-        if meeting.end > self._env.now:
-            yield self._env.timeout(meeting.end - self._env.now)
 
 
-def run(placement: Placement, *, contention: bool = True, allocator: AllocatorConfig | None = None) -> list[RankReplay]:
+@dataclass(frozen=True)
+class Replayed:
+    """A placement that was replayed: the moments of the ranks that stand for all (``folded`` says for which)."""
+
+    placement: Placement
+    folded: Folded
+    ranks: tuple[RankReplay, ...]
+
+
+def run(placement: Placement, *, contention: bool = True, folding: bool = True) -> Replayed:
     """Let time pass until every operation has ended; without ``contention`` transfers do not share
-    links, nor kernels their device with NCCL's.
+    links, nor kernels their device with NCCL's; without ``folding`` ranks that are alike are replayed one by one.
 
     Raises DeadlockError where ranks wait for each other, naming ranks, collectives and operations, and UserError
     where ranks disagree about a collective.
     """
+    folded = fold(placement, contention=contention) if folding else unfolded(placement)
+    try:
+        return Replayed(placement, folded, _run(folded.placement, contention=contention))
+    except UserError:
+        if folded.placement is placement:
+            raise
+    # What went wrong is told of all ranks, not of those that stand for them.
+    return run(placement, contention=contention, folding=False)
+
+
+def _run(placement: Placement, *, contention: bool) -> tuple[RankReplay, ...]:
     env = simpy.Environment(initial_time=0)
     links = Links(env) if contention else None
     meetings = Meetings(env, placement, links)
     replays = []
     for placed in placement.ranks:
         program = placement.graph.programs[placed.program]
-        replay = RankReplay(env, placed, program.ops, meetings, links, RankMemory(placed, allocator))
+        replay = RankReplay(env, placed, program.ops, meetings, links)
         replay.run(program.lanes)
         replays.append(replay)
     env.run()
     _all_ended(placement, replays, meetings)
-    return replays
+    return tuple(replays)
 
 
 def _all_ended(placement: Placement, replays: Sequence[RankReplay], meetings: Meetings) -> None:

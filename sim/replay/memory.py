@@ -1,11 +1,16 @@
-"""The memory of one rank's device: its caching allocator, stepped by the replay on the replay's clock."""
+"""The memory of one rank's device: its caching allocator, stepped through the moments of a replay.
+
+Memory decides no moment (what does not fit is told, and the replay goes on), so it is stepped when all are known: in
+order of time, and where several threads of a rank ask in the same nanosecond, in the order of its program.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from sim.ops import Alloc, Category, Free
+from sim.ops import Alloc, Category, Free, Op
 from sim.place.captured import CPU
 from sim.place.placement import PlacedRank
 from sim.replay.allocator.caching import Allocation, CachingAllocator
@@ -56,6 +61,25 @@ class Holding(NamedTuple):
     bytes: int
     category: Category
     module: str
+
+
+def step_memory(
+    placed: PlacedRank, ops: Sequence[Op], start: Sequence[int], end: Sequence[int], config: AllocatorConfig | None
+) -> RankMemory:
+    """The memory of a rank whose operations began at ``start`` and ended at ``end``."""
+    memory = RankMemory(placed, config)
+    workspaces = placed.costs.workspaces
+    events = [(start[i] if i in workspaces else end[i], i) for i, op in enumerate(ops)
+              if i in workspaces or isinstance(op, Alloc | Free)]  # fmt: skip
+    for time, i in sorted(events):
+        op = ops[i]
+        if isinstance(op, Alloc):
+            memory.allocate(op, time)
+        elif isinstance(op, Free):
+            memory.free(op, time)
+        else:
+            memory.take_workspace(workspaces[i], time)
+    return memory
 
 
 class RankMemory:

@@ -2,53 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
+from msgspec.structs import replace
+
+from sim.graph import Program
 from sim.ops import Alloc, Collective, Copy, Free, Kernel, Mark, Op
 from sim.place.placement import Placement
 from sim.replay.allocator.config import AllocatorConfig
-from sim.replay.engine import RankReplay, run
-from sim.timeline import RankInfo, Span, SpanKind, Step, Timeline, Track
+from sim.replay.engine import RankReplay, Replayed, run
+from sim.replay.memory import step_memory
+from sim.timeline import (
+    MemoryPeak,
+    MemorySample,
+    OutOfMemory,
+    Part,
+    RankInfo,
+    RankSamples,
+    RankSpans,
+    Span,
+    SpanKind,
+    Step,
+    Timeline,
+    Track,
+)
 
 
-def replay(placement: Placement, *, contention: bool = True, allocator: AllocatorConfig | None = None) -> Timeline:
+def replay(
+    placement: Placement,
+    *,
+    contention: bool = True,
+    allocator: AllocatorConfig | None = None,
+    folding: bool = True,
+) -> Timeline:
     """Replay a placed graph and tell what happened when; ``contention`` lets transfers share links,
-    ``allocator`` is what PYTORCH_CUDA_ALLOC_CONF says.
+    ``allocator`` is what PYTORCH_CUDA_ALLOC_CONF says.  ``folding`` replays ranks that are alike once, which changes
+    nothing but the time it takes.
 
     Raises DeadlockError and UserError as :func:`run` does.
     """
-    return timeline_of(placement, run(placement, contention=contention, allocator=allocator))
+    return timeline_of(run(placement, contention=contention, folding=folding), allocator)
 
 
-def timeline_of(placement: Placement, replays: Sequence[RankReplay]) -> Timeline:
+class _Told(NamedTuple):
+    """What a replayed rank did, for all that it stands for: spans that count tracks and launches from its own first."""
+
+    spans: tuple[Span, ...]
+    steps: tuple[Step, ...]
+    samples: tuple[MemorySample, ...]
+    peak: MemoryPeak | None
+    out_of_memory: OutOfMemory | None
+
+
+def timeline_of(replayed: Replayed, allocator: AllocatorConfig | None = None) -> Timeline:
     """Tell what happened when in a replay that was run."""
+    placement, graph = replayed.placement, replayed.placement.graph
+    told = {each.placed.rank: _tell(graph.programs[each.placed.program], each, allocator) for each in replayed.ranks}
+    by_rank = {placed.rank: told[replayed.folded.leader_of[placed.rank]] for placed in placement.ranks}
     tracks: list[Track] = []
-    spans: list[Span] = []
-    steps: list[Step] = []
-    for rank_replay in replays:
-        _tell(placement, rank_replay, tracks, spans, steps)
+    first_track: dict[int, int] = {}
+    for placed in placement.ranks:
+        first_track[placed.rank] = len(tracks)
+        lanes = graph.programs[placed.program].lanes
+        tracks.extend(Track(placed.rank, lane.kind, lane.id, lane.name) for lane in lanes)
     return Timeline(
-        name=placement.graph.name,
+        name=graph.name,
         origin="predicted",
         ranks=tuple(RankInfo(r.rank, r.device, r.device_name, r.memory_bytes, r.outside) for r in placement.ranks),
         tracks=tuple(tracks),
-        spans=tuple(spans),
-        steps=tuple(steps),
-        memory=tuple(sample for r in replays for sample in r.memory.samples),
-        peaks=tuple(peak for r in replays if (peak := r.memory.peak()) is not None),
-        out_of_memory=tuple(r.memory.out_of_memory for r in replays if r.memory.out_of_memory is not None),
-        warnings=placement.graph.warnings + placement.warnings,
+        spans=RankSpans(Part(rank, each.spans, first_track[rank]) for rank, each in by_rank.items()),
+        steps=tuple(replace(step, rank=rank) for rank, each in by_rank.items() for step in each.steps),
+        memory=RankSamples(Part(rank, each.samples) for rank, each in by_rank.items()),
+        peaks=tuple(replace(each.peak, rank=rank) for rank, each in by_rank.items() if each.peak is not None),
+        out_of_memory=tuple(
+            replace(each.out_of_memory, rank=rank) for rank, each in by_rank.items() if each.out_of_memory is not None
+        ),
+        warnings=graph.warnings + placement.warnings,
     )
 
 
-def _tell(
-    placement: Placement, replayed: RankReplay, tracks: list[Track], spans: list[Span], steps: list[Step]
-) -> None:
+def _tell(program: Program, replayed: RankReplay, allocator: AllocatorConfig | None) -> _Told:
     placed = replayed.placed
-    program = placement.graph.programs[placed.program]
-    first_track = len(tracks)
-    tracks.extend(Track(placed.rank, lane.kind, lane.id, lane.name) for lane in program.lanes)
     start, end, costs = replayed.moments.start, replayed.moments.end, placed.costs
+    spans: list[Span] = []
+    steps: list[Step] = []
     span_of: dict[int, int] = {}
     begun: dict[int, Mark] = {}
     begun_at: dict[int, int] = {}
@@ -65,7 +102,7 @@ def _tell(
         launch = getattr(op, "launch", None)
         spans.append(
             Span(
-                track=first_track + op.lane,
+                track=op.lane,
                 op=i,
                 name=op.name,
                 kind=_kind(op),
@@ -78,6 +115,8 @@ def _tell(
                 module=getattr(op, "module", ""),
             )
         )
+    memory = step_memory(placed, program.ops, start, end, allocator)
+    return _Told(tuple(spans), tuple(steps), tuple(memory.samples), memory.peak(), memory.out_of_memory)
 
 
 def _kind(op: Op) -> SpanKind:

@@ -70,10 +70,10 @@ class Sharing:
             held = self._held[op]
             self._holds.append(_Hold(begun, transfer, held.sms_ppm, held.memory_ppm))
 
-    def begin(self, lane: int, start: int) -> None:
-        """A kernel begins on a lane at ``start``, now or later; what ended before all that run is forgotten."""
+    def begin(self, lane: int, start: int, now: int) -> None:
+        """A kernel begins on a lane at ``start``, now or later; what ended before all that run or come is forgotten."""
         self._running[lane] = start
-        oldest = min(self._running.values())
+        oldest = min(now, *self._running.values())
         if self._holds:
             self._holds = [h for h in self._holds if h.transfer.end < 0 or h.transfer.end > oldest]
 

@@ -162,14 +162,13 @@ class _Layout:
         self.tid = {i: track.id for i, track in enumerate(timeline.tracks)}
         if shared:
             self.tid.update({i: base * 1000 + i for i, _ in threads})
-        self.spans: dict[int, list[int]] = {info.rank: [] for info in ranks}
+        places = timeline.span_places()
+        self.spans = {info.rank: places[info.rank] for info in ranks}
         self.launched: dict[int, list[int]] = {}
-        for i, span in enumerate(timeline.spans):
-            rank = timeline.tracks[span.track].rank
-            if rank in self.spans:
-                self.spans[rank].append(i)
-                if span.launch >= 0:
-                    self.launched.setdefault(span.launch, []).append(i)
+        for i in sorted(i for own in self.spans.values() for i in own):
+            launch = timeline.spans[i].launch
+            if launch >= 0:
+                self.launched.setdefault(launch, []).append(i)
         self.main = {info.rank: self._main_tid(timeline, info.rank) for info in ranks}
 
     def _main_tid(self, timeline: Timeline, rank: int) -> int:
@@ -209,7 +208,7 @@ def _device_numbers(ranks: Sequence[RankInfo]) -> list[int]:
 
 def _head(timeline: Timeline, layout: _Layout) -> Event:
     ranks = [info.rank for info in layout.ranks]
-    sizes = [span.collective.ranks for span in timeline.spans if span.collective is not None]
+    sizes = [span.collective.ranks for span in timeline.distinct_spans() if span.collective is not None]
     distributed: Event = {"backend": "nccl", "world_size": max([len(timeline.ranks), max(ranks) + 1, *sizes])}
     distributed |= {"rank": ranks[0]} if len(ranks) == 1 else {"ranks": ranks}
     return {
@@ -364,16 +363,16 @@ def _collective(collective: CollectiveInfo, transfer_ns: int) -> Event:
 def _memory(timeline: Timeline, layout: _Layout) -> Iterator[Event]:
     """Counters and ``[memory]`` instants.  The size of an instant is the change since the sample before it; of a
     measured timeline's first sample that is not known, so it is a counter only."""
-    before: dict[int, MemorySample] = {}
-    for sample in timeline.memory:
-        if sample.rank in layout.host:
-            first = MemorySample(sample.rank, 0, 0, 0) if timeline.origin == "predicted" else None
-            yield from _memory_sample(layout, sample, before.get(sample.rank, first))
-            before[sample.rank] = sample
+    own = timeline.own_memory()
+    for info in layout.ranks:
+        before = MemorySample(info.rank, 0, 0, 0) if timeline.origin == "predicted" else None
+        for sample in own.get(info.rank, ()):
+            yield from _memory_sample(layout, info.rank, sample, before)
+            before = sample
 
 
-def _memory_sample(layout: _Layout, sample: MemorySample, before: MemorySample | None) -> Iterator[Event]:
-    device, ts = layout.device[sample.rank], sample.time_ns / NS_PER_US
+def _memory_sample(layout: _Layout, rank: int, sample: MemorySample, before: MemorySample | None) -> Iterator[Event]:
+    device, ts = layout.device[rank], sample.time_ns / NS_PER_US
     yield _counter("memory allocated", device, ts, sample.allocated_bytes)
     if before is None or sample.reserved_bytes != before.reserved_bytes:
         yield _counter("memory reserved", device, ts, sample.reserved_bytes)
@@ -382,7 +381,7 @@ def _memory_sample(layout: _Layout, sample: MemorySample, before: MemorySample |
             "Total Reserved": sample.reserved_bytes, "Total Allocated": sample.allocated_bytes,
             "Bytes": sample.allocated_bytes - before.allocated_bytes, "Device Id": device, "Device Type": 1,
         }  # fmt: skip
-        place: Event = {"pid": layout.host[sample.rank], "tid": layout.main[sample.rank], "ts": ts}
+        place: Event = {"pid": layout.host[rank], "tid": layout.main[rank], "ts": ts}
         yield {"ph": "i", "cat": "cpu_instant_event", "s": "t", "name": "[memory]", **place, "args": args}
 
 
@@ -392,7 +391,7 @@ def _counter(name: str, pid: int, ts: float, value: int) -> Event:
 
 def _recording(timeline: Timeline) -> Iterator[Event]:
     """The extent of the recording, as the profiler marks it; the plugin counts utilisation within it."""
-    extents: list[Span | Step] = [*timeline.spans, *timeline.steps]
+    extents: list[Span | Step] = [*timeline.distinct_spans(), *timeline.steps]
     begin = min((extent.start_ns for extent in extents), default=0)
     end = max((extent.end_ns for extent in extents), default=0)
     ts, dur = exact_us(begin, end - begin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def write_memory_plot(timeline: Timeline, path: Path) -> None:
     """
     if path.suffix != ".png":
         raise InputError(path, "the plot of memory is a PNG: choose a name that ends in .png")
-    samples = _by_rank(timeline)
+    samples = timeline.own_memory()
     if not samples:
         raise UserError(f"{timeline.name}: no memory events to plot; record a trace with profile_memory=True")
     alike = _alike(timeline, samples)
@@ -51,19 +51,16 @@ def write_memory_plot(timeline: Timeline, path: Path) -> None:
     write_whole(path, _png(figure))
 
 
-def _by_rank(timeline: Timeline) -> dict[int, list[MemorySample]]:
-    samples: dict[int, list[MemorySample]] = {}
-    for sample in timeline.memory:
-        samples.setdefault(sample.rank, []).append(sample)
-    return samples
-
-
-def _alike(timeline: Timeline, samples: dict[int, list[MemorySample]]) -> list[list[RankInfo]]:
+def _alike(timeline: Timeline, samples: Mapping[int, Sequence[MemorySample]]) -> list[list[RankInfo]]:
     """Ranks on devices alike whose memory is the same at every moment, in the order of their first."""
     groups: dict[object, list[RankInfo]] = {}
+    curves: dict[int, tuple[tuple[int, int, int], ...]] = {}
     for info in timeline.ranks:
         if info.rank in samples:
-            curve = tuple((s.time_ns, s.allocated_bytes, s.reserved_bytes) for s in samples[info.rank])
+            own = samples[info.rank]
+            if id(own) not in curves:
+                curves[id(own)] = tuple((s.time_ns, s.allocated_bytes, s.reserved_bytes) for s in own)
+            curve = curves[id(own)]
             groups.setdefault((info.device_name, info.memory_bytes, curve), []).append(info)
     return list(groups.values())
 
@@ -77,7 +74,7 @@ def _title(ranks: Sequence[RankInfo]) -> str:
     return f"ranks {numbers}{more}, all alike: {first.device_name}"
 
 
-def _highest(ranks: Sequence[RankInfo], samples: dict[int, list[MemorySample]]) -> list[RankInfo]:
+def _highest(ranks: Sequence[RankInfo], samples: Mapping[int, Sequence[MemorySample]]) -> list[RankInfo]:
     """The ranks with the highest peaks, in the timeline's order."""
 
     def peak(info: RankInfo) -> int:
@@ -87,7 +84,9 @@ def _highest(ranks: Sequence[RankInfo], samples: dict[int, list[MemorySample]]) 
     return [info for info in ranks if info.rank in kept]
 
 
-def _panel(panel: Any, info: RankInfo, samples: list[MemorySample], end_ns: int, stopped: OutOfMemory | None) -> None:
+def _panel(
+    panel: Any, info: RankInfo, samples: Sequence[MemorySample], end_ns: int, stopped: OutOfMemory | None
+) -> None:
     # The last value holds until the end of the run.
     times = [sample.time_ns / NS_PER_MS for sample in samples] + [end_ns / NS_PER_MS]
     allocated = [sample.allocated_bytes / GIB for sample in samples]
@@ -110,7 +109,7 @@ def _panel(panel: Any, info: RankInfo, samples: list[MemorySample], end_ns: int,
     panel.grid(axis="y", alpha=0.3)
 
 
-def _mark_peak(panel: Any, samples: list[MemorySample], end_ns: int) -> None:
+def _mark_peak(panel: Any, samples: Sequence[MemorySample], end_ns: int) -> None:
     """A dot and its size, beside and below the dot, or above it where there is no room below."""
     peak = max(samples, key=lambda sample: sample.allocated_bytes)
     time, size = peak.time_ns / NS_PER_MS, peak.allocated_bytes / GIB

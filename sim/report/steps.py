@@ -15,16 +15,18 @@ from collections.abc import Sequence
 import msgspec
 
 from sim.report.cover import Cover
-from sim.timeline import Span, Step, Timeline
+from sim.timeline import OwnSpans, Span, Step, Timeline
 
 UNMARKED = "trace"  # the name of the one step that stands for a trace without step marks
 
 
 class RankView(msgspec.Struct, frozen=True):
     """One rank of a timeline: its steps in order of time, its device spans in order of the timeline, the step that
-    each of these belongs to (an index into ``steps``, or -1), and its host spans by track."""
+    each of these belongs to (an index into ``steps``, or -1), and its host spans by track.  ``same_as`` is the first
+    rank that does the same, whose spans these are."""
 
     rank: int
+    same_as: int
     steps: tuple[Step, ...]
     device: tuple[Span, ...]
     step_of: tuple[int, ...]
@@ -36,33 +38,40 @@ class RankView(msgspec.Struct, frozen=True):
 
 
 def rank_views(timeline: Timeline) -> tuple[RankView, ...]:
-    """Every rank of the timeline, in the timeline's order, in one pass over the spans."""
-    device: dict[int, list[Span]] = {info.rank: [] for info in timeline.ranks}
-    host: dict[int, dict[int, list[Span]]] = {info.rank: {} for info in timeline.ranks}
-    rank_of = [track.rank for track in timeline.tracks]
-    for span in timeline.spans:
-        rank = rank_of[span.track]
-        if span.kind == "host":
-            host[rank].setdefault(span.track, []).append(span)
+    """Every rank of the timeline, in the timeline's order; ranks that do the same share what is found of one."""
+    own = timeline.own_spans()
+    known: dict[int, RankView] = {}
+    views: list[RankView] = []
+    for info in timeline.ranks:
+        spans = own[info.rank]
+        same = known.get(id(spans.spans))
+        if same is None or not spans.spans:
+            known[id(spans.spans)] = view = _view(timeline, info.rank, spans)
         else:
-            device[rank].append(span)
-    return tuple(
-        _view(timeline, info.rank, tuple(device[info.rank]), {t: tuple(s) for t, s in host[info.rank].items()})
-        for info in timeline.ranks
-    )
+            steps = tuple(msgspec.structs.replace(step, rank=info.rank) for step in same.steps)
+            view = msgspec.structs.replace(same, rank=info.rank, steps=steps)
+        views.append(view)
+    return tuple(views)
 
 
-def _view(timeline: Timeline, rank: int, device: tuple[Span, ...], host: dict[int, tuple[Span, ...]]) -> RankView:
+def _view(timeline: Timeline, rank: int, own: OwnSpans) -> RankView:
+    device: list[Span] = []
+    host: dict[int, list[Span]] = {}
+    for span in own.spans:
+        if span.kind == "host":
+            host.setdefault(span.track, []).append(span)
+        else:
+            device.append(span)
     steps = tuple(sorted((s for s in timeline.steps if s.rank == rank), key=lambda s: (s.start_ns, s.end_ns)))
     if not timeline.steps:
-        ends = [span.end_ns for span in device] + [span.end_ns for spans in host.values() for span in spans]
-        steps = (Step(rank=rank, index=0, name=UNMARKED, start_ns=0, end_ns=max(ends, default=0)),)
+        end = max((span.end_ns for span in own.spans), default=0)
+        steps = (Step(rank=rank, index=0, name=UNMARKED, start_ns=0, end_ns=end),)
     starts = [step.start_ns for step in steps]
     step_of = tuple(
-        _step_at(steps, starts, timeline.spans[span.launch].start_ns if span.launch >= 0 else span.start_ns)
+        _step_at(steps, starts, own.among[span.launch].start_ns if span.launch >= 0 else span.start_ns)
         for span in device
     )
-    return RankView(rank=rank, steps=steps, device=device, step_of=step_of, host=host)
+    return RankView(rank, rank, steps, tuple(device), step_of, {track: tuple(spans) for track, spans in host.items()})
 
 
 def _step_at(steps: Sequence[Step], starts: Sequence[int], time: int) -> int:

@@ -24,7 +24,8 @@ How the numbers are defined:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -41,7 +42,7 @@ from sim.report.steps import (
     rank_views,
     slowest,
 )
-from sim.timeline import CollectiveInfo, DurationSource, MemoryPeak, MemorySample, RankInfo, Span, Step, Timeline
+from sim.timeline import CollectiveInfo, DurationSource, RankInfo, Span, Step, Timeline
 from sim.units import ms_from_ns
 
 TOP_OPS = 10
@@ -174,6 +175,7 @@ class DoubtRow(msgspec.Struct, frozen=True):
 class Summary(msgspec.Struct, frozen=True):
     """A timeline as numbers: times in decimal milliseconds, sizes in bytes.  See the module for definitions.
 
+    ``ranks_replayed``: of ranks that provably do the same one is replayed and told for all (``sim.replay.folding``).
     ``step_ms_p10`` to ``step_ms_p90`` (and ``kernel_ms``) is the 80 % interval that sim.whatif.ranges draws, None where
     nobody asked; ``doubt`` tells what it is made of.  ``measured_on`` is the device that was measured; on another one
     there is no error to speak of.  What was reserved when a recording began is in its measured peak and not in the
@@ -209,6 +211,7 @@ class Summary(msgspec.Struct, frozen=True):
     memory_peaks: tuple[PeakRow, ...]
     out_of_memory_at: tuple[OutOfMemoryRow, ...]
     remedies: tuple[RemedyRow, ...]
+    ranks_replayed: int
     ops: int
     replay_seconds: float | None
     warnings: tuple[str, ...]
@@ -245,21 +248,20 @@ def summarize(
     if not timeline.ranks:
         raise UserError(f"{timeline.name}: a timeline without ranks has nothing to tell")
     views = rank_views(timeline)
-    splitters = {view.rank: Splitter(view) for view in views}
+    distinct = [view for view in views if view.rank == view.same_as]
+    once = {view.rank: Splitter(view) for view in distinct}
+    splitters = {view.rank: once[view.same_as] for view in views}
     job = [slowest(steps) for steps in job_steps(views)]
     if not job:
         raise UserError(f"{timeline.name}: none of its steps is on one of its ranks")
-    busiest = max(views, key=_device_ns)
+    busiest = max(distinct, key=_device_ns)
     measurement = _measure(measured, timeline)
     splits = [splitters[step.rank].split(step.start_ns, step.end_ns) for step in job]
     host = [splitters[step.rank].host(step.start_ns, step.end_ns) for step in job]
     peaks = _peak_bytes(timeline)
     steps_ms = tuple(ms_from_ns(step.duration_ns) for step in job)
     step_ms = ms_from_ns(_mean([step.duration_ns for step in job]))
-    ranks = tuple(
-        _rank(info, view, splitters[view.rank], measurement, peaks.get(info.rank))
-        for info, view in zip(timeline.ranks, views, strict=True)
-    )
+    ranks = _ranks(timeline.ranks, views, splitters, measurement, peaks)
     return Summary(
         name=timeline.name,
         step_ms=step_ms,
@@ -282,7 +284,7 @@ def summarize(
         breakdown_ms=_breakdown(splits),
         host_ms=ms_from_ns(_mean(host)),
         ranks=ranks,
-        collectives=_collectives(views, busiest),
+        collectives=_collectives(distinct, busiest),
         durations_from=_durations_from(views),
         doubt=(),
         top_ops=_top_ops(busiest),
@@ -290,6 +292,7 @@ def summarize(
         memory_peaks=_peaks(timeline),
         out_of_memory_at=_out_of_memory(timeline),
         remedies=(),
+        ranks_replayed=len(distinct),
         ops=len(timeline.spans) + len(timeline.memory) if ops is None else ops,
         replay_seconds=replay_seconds,
         warnings=_warnings(timeline, measured),
@@ -366,16 +369,37 @@ def _breakdown(splits: Sequence[Split]) -> Breakdown:
     )
 
 
-def _rank(
-    info: RankInfo, view: RankView, splitter: Splitter, measurement: _Measurement, peak: tuple[int, int] | None
-) -> RankSummary:
+def _ranks(
+    infos: Sequence[RankInfo],
+    views: Sequence[RankView],
+    splitters: Mapping[int, Splitter],
+    measurement: _Measurement,
+    peaks: Mapping[int, tuple[int, int]],
+) -> tuple[RankSummary, ...]:
+    """Every rank; what ranks have in common is worked out once."""
+    known: dict[int, RankSummary] = {}
+    for info, view in zip(infos, views, strict=True):
+        own = known.get(view.same_as) or _rank(info, view, splitters[view.rank], peaks.get(info.rank))
+        known[info.rank] = msgspec.structs.replace(
+            own,
+            rank=info.rank,
+            device=info.device,
+            device_name=info.device_name,
+            measured_step_ms=measurement.by_rank.get(info.rank),
+            memory_bytes=info.memory_bytes,
+            outside_bytes=info.outside,
+        )
+    return tuple(known.values())
+
+
+def _rank(info: RankInfo, view: RankView, splitter: Splitter, peak: tuple[int, int] | None) -> RankSummary:
     splits = [splitter.split(step.start_ns, step.end_ns) for step in view.steps]
     return RankSummary(
         rank=info.rank,
         device=info.device,
         device_name=info.device_name,
         step_ms=ms_from_ns(_mean([step.duration_ns for step in view.steps])),
-        measured_step_ms=measurement.by_rank.get(info.rank),
+        measured_step_ms=None,
         busy_ms=ms_from_ns(_mean([split.busy for split in splits])),
         kernel_ms=ms_from_ns(_device_ns(view) / len(view.steps)) if view.steps else 0.0,
         breakdown_ms=_breakdown(splits),
@@ -388,11 +412,15 @@ def _rank(
 
 def _peak_bytes(timeline: Timeline) -> dict[int, tuple[int, int]]:
     """Per rank with memory events, the most that was allocated and the most that was reserved."""
+    of: dict[int, tuple[int, int]] = {}  # by list of samples, which ranks that do the same share
     peaks: dict[int, tuple[int, int]] = {}
-    events: list[MemorySample | MemoryPeak] = [*timeline.memory, *timeline.peaks]
-    for event in events:
-        allocated, reserved = peaks.get(event.rank, (0, 0))
-        peaks[event.rank] = max(allocated, event.allocated_bytes), max(reserved, event.reserved_bytes)
+    for rank, samples in timeline.own_memory().items():
+        if id(samples) not in of:
+            of[id(samples)] = (max(s.allocated_bytes for s in samples), max(s.reserved_bytes for s in samples))
+        peaks[rank] = of[id(samples)]
+    for peak in timeline.peaks:
+        allocated, reserved = peaks.get(peak.rank, (0, 0))
+        peaks[peak.rank] = max(allocated, peak.allocated_bytes), max(reserved, peak.reserved_bytes)
     return peaks
 
 
@@ -427,9 +455,11 @@ def _alike(collective: CollectiveInfo) -> tuple[CollectiveKind, int, int, str, s
 
 def _durations_from(views: Sequence[RankView]) -> DurationsFrom:
     counts: dict[DurationSource, int] = {"measured": 0, "profile": 0, "roofline": 0, "estimate": 0}
+    ranks = Counter(view.same_as for view in views)
     for view in views:
-        for span in view.device:
-            counts[span.source] += 1
+        if view.rank == view.same_as:
+            for span in view.device:
+                counts[span.source] += ranks[view.rank]
     return DurationsFrom(**counts)
 
 

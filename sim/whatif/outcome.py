@@ -81,9 +81,9 @@ def outcome(graph: OpGraph, machine: Machine, gpus: Sequence[int] = (), rules: R
 
 def replayed(placement: Placement, rules: Rules = DEFAULT_RULES) -> Outcome:
     """Replay a placement, and find what decides each of its job's steps (the slowest rank's)."""
-    replays = run(placement, contention=rules.contention, allocator=rules.allocator)
-    timeline = timeline_of(placement, replays)
-    paths = CriticalPaths(placement.graph, replays)
+    ran = run(placement, contention=rules.contention)
+    timeline = timeline_of(ran, rules.allocator)
+    paths = CriticalPaths(ran)
     steps = [slowest(steps) for steps in job_steps(rank_views(timeline))]
     summary = summarize(timeline)
     drawn = ranges(placement, replays, timeline, rules.draws) if rules.draws else None

@@ -36,8 +36,8 @@ def paths_of(*programs: Sequence[Op]) -> tuple[CriticalPaths, list[int]]:
     """The paths of a replay, and when each rank was done."""
     everyone = {"dp": (tuple(range(len(programs))),)}
     placement = place_as_captured(graph_of(*programs, groups=everyone))
-    replays = run(placement)
-    return CriticalPaths(placement.graph, replays), [max(replayed.moments.end) for replayed in replays]
+    replayed = run(placement)
+    return CriticalPaths(replayed), [max(rank.moments.end) for rank in replayed.ranks]
 
 
 def told(path: Sequence[Segment]) -> list[tuple[object, ...]]:

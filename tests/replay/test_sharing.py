@@ -47,7 +47,7 @@ def placed(*programs: Sequence[Op], held: Held = QUARTER, bound: str = "compute"
 
 
 def ends(placement: Placement, *, contention: bool = True) -> list[list[int]]:
-    return [replayed.moments.end for replayed in run(placement, contention=contention)]
+    return [replayed.moments.end for replayed in run(placement, contention=contention).ranks]
 
 
 def test_a_kernel_beside_a_collective_takes_longer_by_what_that_holds() -> None:
@@ -101,7 +101,7 @@ def test_two_collectives_at_once_take_both_their_parts() -> None:
     sharing = Sharing(costs)
     for op in (1, 2):
         sharing.hold(op, 0, _Going())
-    sharing.begin(STREAM, 0)
+    sharing.begin(STREAM, 0, now=0)
     assert [sharing.left_ns(9, 0, 1000, now) for now in (1000, 1500, 2000)] == [500, 250, 0]
 
 
@@ -145,7 +145,8 @@ bounds = st.sampled_from(["compute", "memory", "floor"])
 @given(jobs(), helds, bounds)
 def test_sharing_never_shortens_and_never_beyond_the_whole(job: list[list[Op]], held: Held, bound: str) -> None:
     placement = placed(*job, held=held, bound=bound)
-    for shared, alone in zip(run(placement), run(placement, contention=False), strict=True):
+    alike = zip(run(placement).ranks, run(placement, contention=False).ranks, strict=True)
+    for shared, alone in alike:
         assert all(a >= b for a, b in zip(shared.moments.end, alone.moments.end, strict=True))
         for i, op in enumerate(shared.ops):
             if isinstance(op, Kernel):
@@ -159,7 +160,7 @@ def test_kernels_do_their_work_exactly(job: list[list[Op]], held: Held, bound: s
     placement = placed(*job, held=held, bound=bound)
     if max(held.sms_ppm, held.memory_ppm) > 900_000 or bound == "floor":
         return  # the tenth that a kernel keeps is another law
-    replays = run(placement)
+    replays = run(placement).ranks
     for replayed in replays:
         for i, op in enumerate(replayed.ops):
             if isinstance(op, Kernel) and op.measured_ns:
@@ -182,9 +183,9 @@ def _work(replays: Sequence[RankReplay], replayed: RankReplay, i: int, held: Hel
 @given(jobs(), helds, bounds)
 def test_the_critical_path_tiles_a_shared_device_too(job: list[list[Op]], held: Held, bound: str) -> None:
     placement = placed(*job, held=held, bound=bound)
-    replays = run(placement)
-    end = max(replays[0].moments.end)
-    path = CriticalPaths(placement.graph, replays).path(0, 0, end)
+    replayed = run(placement)
+    end = max(replayed.ranks[0].moments.end)
+    path = CriticalPaths(replayed).path(0, 0, end)
     assert sum(segment.duration_ns for segment in path) == end
     assert all(a.end_ns == b.start_ns for a, b in pairwise(path))
 
@@ -192,7 +193,7 @@ def test_the_critical_path_tiles_a_shared_device_too(job: list[list[Op]], held: 
 def test_the_path_tells_the_shared_part_apart() -> None:
     ops = [call(), all_reduce(3500, 0), kernel(3000, 0), HostCall(lane=MAIN, name="s", measured_ns=0, waits=(2,))]
     placement = placed(ops)
-    replays = run(placement)
+    replayed = run(placement)
     # 3500 beside the collective do 2625; the last 375 alone: 3875, of which 875 are the sharing's.
-    path = CriticalPaths(placement.graph, replays).path(0, 0, 3875)
+    path = CriticalPaths(replayed).path(0, 0, 3875)
     assert [(s.part, s.duration_ns) for s in path] == [("compute", 3000), ("contention", 875)]
