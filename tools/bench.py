@@ -11,15 +11,18 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import simpy
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # tests/ has the jobs that are measured here too
 SHARED = Path(os.environ.get("TRACESIM_SHARED", ROOT.parent / "shared"))
 TRACE = SHARED / "data/traces/v100-resnet50-0workers.pt.trace.json.gz"
 TRACESIM = [sys.executable, "-m", "sim"]
@@ -36,6 +39,7 @@ def rows() -> Iterator[tuple[str, str, str]]:
     if TRACE.exists():
         yield from _replay_of_a_trace()
     yield _event_loop()
+    yield from _many_ranks()
     yield from _synthesis()
 
 
@@ -89,6 +93,25 @@ def _event_loop() -> tuple[str, str, str]:
     return "event loop: operations / bare SimPy timeouts", f"{ours / bare:.2f} ({ours:,.0f} a second)", "at least 0.2"
 
 
+def _many_ranks() -> Iterator[tuple[str, str, str]]:
+    """24 layers of 10 ms forward and backward, an all-reduce of 100 MiB a layer over a ring: the event loop alone, each
+    rank replayed, and with ranks that are alike replayed once."""
+    from sim.place.place import place
+    from sim.replay.engine import run
+    from sim.topology.load import load_topology
+    from tests.whatif.layers import layered, ring_machine
+
+    for ranks, goal in ((8, "0.2 s"), (256, "5 s")):
+        with tempfile.TemporaryDirectory() as folder:
+            placement = place(layered(ranks), load_topology(str(ring_machine(Path(folder), ranks))))
+        seconds = []
+        for folding in (False, True):
+            begun = time.process_time()
+            run(placement, folding=folding)
+            seconds.append(time.process_time() - begun)
+        yield f"event loop, {ranks} ranks of 24 layers: one by one, folded", "{:.3f} s, {:.3f} s".format(*seconds), goal
+
+
 def _bare_simpy(timeouts: int) -> float:
     def wait(env: simpy.Environment, count: int) -> Iterator[simpy.Event]:
         for _ in range(count):
@@ -111,7 +134,28 @@ def _synthesis() -> Iterator[tuple[str, str, str]]:
         synth, _ = _seconds([*TRACESIM, "synth", model, *spec])
         replay, _ = _seconds([*TRACESIM, "replay", str(out), "--topology", "a5000x1", "--no-remedies"])
         yield f"{model} training: synth, replay", f"{synth:.1f} s, {replay:.1f} s", goal
+    many = ["--batch", "1", "--seq", "2048", "--mode", "train", "--parallel", "fsdp=64", "--out", str(out)]
+    synth, peak = _seconds([*TRACESIM, "synth", "llama-3.1-70b", *many])
+    with tempfile.TemporaryDirectory() as folder:
+        cluster = _eight_nodes(Path(folder))
+        replay, peak_too = _seconds([*TRACESIM, "replay", str(out), "--topology", str(cluster), "--no-remedies"])
+    what = f"{synth:.1f} s, {replay:.1f} s, {max(peak, peak_too) / 2**30:.1f} GiB"
+    yield "llama-3.1-70b training, fsdp=64 on eight nodes: synth, replay, memory", what, "60 s together, 6 GiB"
     out.unlink()
+
+
+def _eight_nodes(folder: Path) -> Path:
+    """Eight DGX H100 and a network that gives each NIC its 400 Gbit."""
+    machine = yaml.safe_load((ROOT / "topologies" / "dgx-h100.yaml").read_text())
+    machine |= {"name": "dgx-h100x8", "hosts": 8}
+    machine["nodes"].append({"id": "switch", "kind": "network-switch", "shared": True})
+    machine["links"]["network"] = {
+        "kind": "network", "bandwidth_gb_s": 48, "latency_us": 1.5, "between": [["nic", "switch"]],
+        "source": "NCCL's figure for 400 Gbit (src/graph/topo.h)",
+    }  # fmt: skip
+    file = folder / "dgx-h100x8.yaml"
+    file.write_text(yaml.safe_dump(machine))
+    return file
 
 
 def _seconds(command: list[str]) -> tuple[float, int]:

@@ -54,7 +54,14 @@ def render_summary(summary: Summary, console: Console) -> None:
     _doubt(summary, console)
     _warnings(summary.warnings, console)
     if summary.replay_seconds is not None:
-        console.print(Text(f"{summary.ops} operations replayed in {summary.replay_seconds:.2f} s", style="dim"))
+        console.print(Text(_replayed(summary), style="dim"))
+
+
+def _replayed(summary: Summary) -> str:
+    """How much was simulated, and whether ranks that do the same were replayed once."""
+    ranks, stood = len(summary.ranks), summary.ranks_replayed
+    folded = f"; {stood} of {ranks} ranks {'stand' if stood > 1 else 'stands'} for all" if stood < ranks else ""
+    return f"{summary.ops} operations replayed in {summary.replay_seconds:.2f} s{folded}"
 
 
 def render_comparison(rows: Sequence[ComparisonRow], console: Console) -> None:
