@@ -153,8 +153,8 @@ def _replay(
     tell("replaying")
     placement = place(workload.graph, machine, gpus)
     begun = time.perf_counter()
-    replays = run(placement, contention=contention, allocator=config)
-    timeline = timeline_of(placement, replays)
+    replayed = run(placement, contention=contention)
+    timeline = timeline_of(replayed, config)
     seconds = time.perf_counter() - begun
     ops = sum(len(workload.graph.programs[r.program].ops) for r in placement.ranks)
     told = summary.summarize(timeline, workload.measured, ops=ops, replay_seconds=seconds)
@@ -162,7 +162,7 @@ def _replay(
         from sim.whatif.ranges import ranges
 
         tell(f"drawing {draws} times what may be wrong")
-        told = ranges(placement, replays, timeline, draws).on(told)
+        told = ranges(replayed, timeline, draws).on(told)
     if told.out_of_memory and machine is not None and cure:
         from sim.whatif.remedies import remedies
 

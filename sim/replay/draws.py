@@ -3,13 +3,13 @@
 The rules of the event loop without its clock: every moment is the latest of what it waits for plus a duration, so a
 vector of durations, one a repetition, gives a vector of moments.  What sharing links and SMs cost an operation in the
 replay itself is part of its duration here and scales with it; so with all factors at one the moments are the replay's,
-to the nanosecond.  Ranks that run the same program at the same costs, and meet ranks that do, are computed once.
+to the nanosecond.  Ranks that the replay folded are computed once here too (alike, they are in doubt alike).
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from sim.graph import OpGraph
 from sim.ops import Alloc, Collective, Free, HostCall, Mark, Op
 from sim.place.placement import NONE, RankDoubt
-from sim.replay.engine import RankReplay
+from sim.replay.engine import RankReplay, Replayed
 
 Times = NDArray[np.int64]
 PPM = 1_000_000
-_Key = tuple[int, str, int]  # class of ranks; "start" or "end" of an operation, or a group and the collective's number
+_Key = tuple[int, str, int]  # a rank; "start" or "end" of an operation, or a group and the collective's number
 _UNTOLD = (Alloc, Free, Mark)  # no spans of a timeline
 _MOST_KEPT = 4096  # scaled durations; those of a trace differ from op to op
 _LARGE_NS = 1 << 39  # nine minutes: beyond, nanoseconds times parts per million leave 64 bits
@@ -44,58 +44,29 @@ class Drawn(NamedTuple):
 
 
 def repeat(
-    graph: OpGraph,
-    replays: Sequence[RankReplay],
+    replayed: Replayed,
     doubts: dict[int, RankDoubt],
     factors: NDArray[np.int64],
     wanted: dict[int, Wanted],
 ) -> dict[int, Drawn]:
-    """The moments of every rank for every column of ``factors``: per kind of doubt, parts per million of durations."""
-    classes = _classes(graph, replays)
+    """The moments of every replayed rank for every column of ``factors``: per kind of doubt, parts per million of
+    durations."""
+    graph = replayed.folded.placement.graph
+    board = _Board(frozenset(rank.placed.rank for rank in replayed.ranks))
     passes: dict[int, _Pass] = {}
-    by_class: dict[int, list[RankReplay]] = {}
-    for replayed in replays:
-        by_class.setdefault(classes[replayed.placed.rank], []).append(replayed)
-    board = _Board(classes)
-    for number, alike in by_class.items():
-        marks = frozenset(i for r in alike for i in wanted[r.placed.rank].marks)
-        device = frozenset(i for r in alike for i in wanted[r.placed.rank].device)
-        first = alike[0]
-        rank = doubts[first.placed.rank]
-        passes[number] = _Pass(graph, number, first, rank, factors, Wanted(marks, device), board)
-        board.ready += passes[number].lanes
+    for each in replayed.ranks:
+        rank = each.placed.rank
+        passes[rank] = _Pass(graph, each, doubts[rank], factors, wanted[rank], board)
+        board.ready += passes[rank].lanes
     board.run()
-    return {r.placed.rank: passes[classes[r.placed.rank]].drawn() for r in replays}
-
-
-def _classes(graph: OpGraph, replays: Sequence[RankReplay]) -> dict[int, int]:
-    """A number for each rank, the same for ranks that cannot differ: alike themselves, and so whom they meet."""
-    ranks = {r.placed.rank: r.placed for r in replays}
-    groups = {
-        placed.program: sorted({op.group for op in graph.programs[placed.program].ops if isinstance(op, Collective)})
-        for placed in ranks.values()
-    }
-    colour: dict[int, Any] = {rank: (placed.program, id(placed.costs)) for rank, placed in ranks.items()}
-    while True:
-        numbers = {seen: i for i, seen in enumerate(dict.fromkeys(colour.values()))}
-        numbered = {rank: numbers[seen] for rank, seen in colour.items()}
-        finer: dict[int, Any] = {}
-        for rank, placed in ranks.items():
-            met = tuple(
-                tuple(sorted(numbered[m] for m in graph.group_of(group, rank) if m in numbered))
-                for group in groups[placed.program]
-            )
-            finer[rank] = (numbered[rank], met)
-        if len(set(finer.values())) == len(numbers):
-            return numbered
-        colour = finer
+    return {rank: each.drawn() for rank, each in passes.items()}
 
 
 class _Board:
-    """What is known of several classes together: arrivals at collectives, and who waits for what."""
+    """What is known of several ranks together: arrivals at collectives, and who waits for what."""
 
-    def __init__(self, classes: dict[int, int]) -> None:
-        self.classes = classes
+    def __init__(self, ranks: frozenset[int]) -> None:
+        self.ranks = ranks
         self.arrivals: dict[_Key, Times] = {}
         self.waiting: dict[_Key, list[_Lane]] = {}
         self.ready: list[_Lane] = []
@@ -115,12 +86,11 @@ class _Board:
 
 
 class _Pass:
-    """One class of ranks: its lanes, each a generator that stops where it waits for what is not known yet."""
+    """One rank: its lanes, each a generator that stops where it waits for what is not known yet."""
 
     def __init__(
         self,
         graph: OpGraph,
-        number: int,
         replayed: RankReplay,
         doubt: RankDoubt,
         factors: NDArray[np.int64],
@@ -128,7 +98,7 @@ class _Pass:
         board: _Board,
     ) -> None:
         program = graph.programs[replayed.placed.program]
-        self.number = number
+        self.rank = replayed.placed.rank
         self._graph = graph
         self._replayed = replayed
         self._ops: Sequence[Op] = program.ops
@@ -161,7 +131,7 @@ class _Pass:
             op = self._ops[i]
             for awaited in op.after:
                 while awaited not in self._end:
-                    yield (self.number, "end", awaited)
+                    yield (self.rank, "end", awaited)
                 now = np.maximum(now, self._end[awaited])
             if isinstance(op, Collective):
                 now = yield from self._communicate(i, op, now)
@@ -174,7 +144,7 @@ class _Pass:
             if isinstance(op, HostCall):
                 for awaited in op.waits:
                     while awaited not in self._end:
-                        yield (self.number, "end", awaited)
+                        yield (self.rank, "end", awaited)
                     now = np.maximum(now, self._end[awaited])
                 if durations[i]:
                     now = now + self._scale(durations[i], host)
@@ -188,14 +158,14 @@ class _Pass:
             op = self._ops[i]
             for awaited in op.after:
                 while awaited not in self._end:
-                    yield (self.number, "end", awaited)
+                    yield (self.rank, "end", awaited)
                 now = np.maximum(now, self._end[awaited])
             if costs.gap_ns[i]:
                 now = now + self._scale(costs.gap_ns[i], self._doubt.launch)
             launch: int | None = op.launch  # type: ignore[union-attr]
             if launch is not None:
                 while launch not in self._start:
-                    yield (self.number, "start", launch)
+                    yield (self.rank, "start", launch)
                 now = np.maximum(now, self._start[launch] + self._lag(i, launch))
             if isinstance(op, Collective):
                 now = yield from self._communicate(i, op, now)
@@ -213,12 +183,14 @@ class _Pass:
 
     def _communicate(self, i: int, op: Collective, begun: Times) -> Generator[_Key, None, Times]:
         self._begin(i, begun)
-        self._board.arrivals[self.number, op.group, op.seq] = begun
-        self._board.wake((self.number, op.group, op.seq))
+        self._board.arrivals[self.rank, op.group, op.seq] = begun
+        self._board.wake((self.rank, op.group, op.seq))
         members = self._graph.group_of(op.group, self._replayed.placed.rank)
         last = begun
-        for number in dict.fromkeys(self._board.classes[m] for m in members if m in self._board.classes):
-            key = (number, op.group, op.seq)
+        for member in members:
+            if member not in self._board.ranks:
+                continue
+            key = (member, op.group, op.seq)
             while key not in self._board.arrivals:
                 yield key
             last = np.maximum(last, self._board.arrivals[key])
@@ -230,7 +202,7 @@ class _Pass:
     def _begin(self, i: int, time: Times) -> None:
         if i in self._starts_needed:
             self._start[i] = time
-            self._board.wake((self.number, "start", i))
+            self._board.wake((self.rank, "start", i))
 
     def _finish(self, i: int, begun: Times, time: Times) -> None:
         if not isinstance(self._ops[i], _UNTOLD):
@@ -239,7 +211,7 @@ class _Pass:
             self._device = self._device + (time - begun)
         if i in self._ends_needed:
             self._end[i] = time
-            self._board.wake((self.number, "end", i))
+            self._board.wake((self.rank, "end", i))
 
     def _scale(self, ns: int, kind: int) -> Times:
         found = self._scaled.get((ns, kind))

@@ -4,7 +4,7 @@ Two ranks are *alike* where nothing the replay computes can tell them apart: the
 costs, and whatever they meet (the ranks of their collectives, the lanes of their transfers) is alike in turn.  That is
 colour refinement (1-dimensional Weisfeiler-Leman, as in bisimulation) over three kinds of things:
 
-* a **rank** by its program, its costs (all but the names of lanes), what decides its memory, the colour of its instance
+* a **rank** by its program, its costs (all but the names of lanes), its device and memory, the colour of its instance
   of every process group, and the lanes that its own copies load, by how much each copy loads them;
 * an **instance** of a process group by the times of its collectives, the multiset of its ranks' colours, and the lanes
   that it loads, by how much each collective loads them;
@@ -37,7 +37,6 @@ import msgspec
 
 from sim.graph import Program
 from sim.ops import Collective
-from sim.place.captured import CPU
 from sim.place.placement import Costs, Flow, PlacedRank, Placement
 
 Shares = tuple[tuple[str, float], ...]
@@ -110,24 +109,25 @@ def refined(colours: dict[T, int], edges: dict[T, list[tuple[int, T]]]) -> dict[
 
 
 def _own_colours(placement: Placement, *, contention: bool) -> dict[int, int]:
-    """Ranks by all that is their own: program, costs, and what decides their memory."""
+    """Ranks by all that is their own: program, costs and how sure these are, and what decides their memory."""
     numbers, alike = _Numbers(), _Numbers()
-    of_costs: dict[tuple[int, int], int] = {}
+    of_costs: dict[tuple[int, int, int], int] = {}
     colours = {}
     for placed in placement.ranks:
-        key = (placed.program, id(placed.costs))
+        doubt = placement.doubts.ranks.get(placed.rank)
+        key = (placed.program, id(placed.costs), id(doubt))
         if key not in of_costs:
             program = placement.graph.programs[placed.program]
-            of_costs[key] = alike[_costs_key(program, placed.costs, contention=contention)]
+            of_costs[key] = alike[_costs_key(program, placed.costs, contention=contention), doubt]
         memory = (placed.memory_bytes, placed.compute_capability, sum(placed.outside.values()))
-        colours[placed.rank] = numbers[placed.program, of_costs[key], memory, placed.device_name == CPU]
+        colours[placed.rank] = numbers[placed.program, of_costs[key], memory, placed.device_name]
     return colours
 
 
 def _costs_key(program: Program, costs: Costs, *, contention: bool) -> Hashable:
     """All of a rank's costs that decide its moments or are told of it, but for the lanes of its flows."""
     copies = _Flows(_copies(program, costs) if contention else ())
-    told = (costs.collectives, costs.workspaces, costs.held, costs.bounds)
+    told = (costs.collectives, costs.workspaces, costs.held, costs.bounds, costs.doubts)
     times = (costs.duration_ns, costs.lag_ns, costs.gap_ns, costs.source)
     return (*times, *(tuple(each.items()) for each in told), copies.pattern)
 

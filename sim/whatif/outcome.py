@@ -86,7 +86,7 @@ def replayed(placement: Placement, rules: Rules = DEFAULT_RULES) -> Outcome:
     paths = CriticalPaths(ran)
     steps = [slowest(steps) for steps in job_steps(rank_views(timeline))]
     summary = summarize(timeline)
-    drawn = ranges(placement, replays, timeline, rules.draws) if rules.draws else None
+    drawn = ranges(ran, timeline, rules.draws) if rules.draws else None
     return Outcome(
         placement,
         timeline,

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.ops import Mark
-from sim.place.placement import Interval, Kind, Part, Placement, Source
+from sim.place.placement import Interval, Kind, Part, Source
 from sim.replay.draws import PPM, Drawn, Times, Wanted, repeat
-from sim.replay.engine import RankReplay
+from sim.replay.engine import RankReplay, Replayed
 from sim.report.steps import UNMARKED, RankView, job_steps, rank_views
 from sim.report.summary import DoubtRow, Summary
 from sim.timeline import Timeline
@@ -76,8 +76,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def ranges(
-    placement: Placement,
-    replays: Sequence[RankReplay],
+    replayed: Replayed,
     timeline: Timeline,
     samples: int = SAMPLES,
 ) -> Ranges:
@@ -85,20 +84,22 @@ def ranges(
 
     Nothing varies where nothing is in doubt: as captured all durations are measured.
     """
-    found = placement.doubts
+    found = replayed.placement.doubts
     if not found.kinds:
         return Ranges((), (), ())
     sources = found.sources
     factors = _all_factors(found.kinds, sources, samples)
     views = rank_views(timeline)
     busiest = max(views, key=lambda view: sum(span.duration_ns for span in view.in_steps()))
-    marks = {replayed.placed.rank: _marks(replayed) for replayed in replays}
+    marks = {each.placed.rank: _marks(each) for each in replayed.ranks}
     device = frozenset(span.op for span in busiest.in_steps())
     wanted = {
-        view.rank: Wanted(frozenset(chain(*marks[view.rank])), device if view is busiest else frozenset())
-        for view in views
+        rank: Wanted(frozenset(chain(*pairs)), device if rank == busiest.rank else frozenset())
+        for rank, pairs in marks.items()
     }
-    drawn = repeat(placement.graph, replays, found.ranks, factors, wanted)
+    drawn = repeat(replayed, found.ranks, factors, wanted)
+    # Ranks that stand for others are the first of their kind: what is slowest and busiest is among them.
+    views = tuple(view for view in views if view.rank in drawn)
     step_ms = [ms_from_ns(float(ns)) for ns in _mean_step_ns(views, marks, drawn)]
     kernel_ms = [ms_from_ns(float(ns) / max(len(busiest.steps), 1)) for ns in drawn[busiest.rank].device]
     return Ranges(tuple(step_ms[:samples]), tuple(kernel_ms[:samples]), _ledger(sources, step_ms[samples:]))

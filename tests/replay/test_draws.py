@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,20 +21,20 @@ from tests.whatif.layers import layered
 
 def repeated(
     placement: Placement, doubt: RankDoubt, *factors: list[float]
-) -> tuple[list[RankReplay], dict[int, Drawn]]:
+) -> tuple[Sequence[RankReplay], dict[int, Drawn]]:
     """A replay and its repetitions, with every operation's end asked for."""
-    replays = run(placement)
+    replayed = run(placement)
     ppm = np.array([[round(f * PPM) for f in row] for row in factors or [[1.0]]], dtype=np.int64)
     wanted = {}
-    for replayed in replays:
-        marks = frozenset(i for i, op in enumerate(replayed.ops) if isinstance(op, Mark))
-        device = frozenset(i for i, op in enumerate(replayed.ops) if isinstance(op, Kernel | Collective))
-        wanted[replayed.placed.rank] = Wanted(marks, device)
-    doubts = {replayed.placed.rank: doubt for replayed in replays}
-    return replays, repeat(placement.graph, replays, doubts, ppm, wanted)
+    for rank in replayed.ranks:
+        marks = frozenset(i for i, op in enumerate(rank.ops) if isinstance(op, Mark))
+        device = frozenset(i for i, op in enumerate(rank.ops) if isinstance(op, Kernel | Collective))
+        wanted[rank.placed.rank] = Wanted(marks, device)
+    doubts = dict.fromkeys(wanted, doubt)
+    return replayed.ranks, repeat(replayed, doubts, ppm, wanted)
 
 
-def check_same(replays: list[RankReplay], drawn: dict[int, Drawn]) -> None:
+def check_same(replays: Sequence[RankReplay], drawn: dict[int, Drawn]) -> None:
     for replayed in replays:
         rank, moments = drawn[replayed.placed.rank], replayed.moments
         assert {i: int(ends[0]) for i, ends in rank.ends.items()} == {i: moments.end[i] for i in rank.ends}
@@ -78,10 +80,10 @@ def test_a_collective_waits_for_the_rank_whose_kernel_became_longer() -> None:
         ]  # fmt: skip
 
     placement = place_as_captured(graph_of(rank(100), rank(60), groups={"dp": ((0, 1),)}))
-    replays = run(placement)
+    replayed = run(placement)
     wanted = {r: Wanted(frozenset((4,)), frozenset()) for r in (0, 1)}
     doubts = {0: RankDoubt((), NONE, NONE), 1: RankDoubt((NONE, 0, NONE, NONE, NONE), NONE, NONE)}
-    drawn = repeat(placement.graph, replays, doubts, np.array([[PPM, 2 * PPM]]), wanted)
+    drawn = repeat(replayed, doubts, np.array([[PPM, 2 * PPM]]), wanted)
     assert drawn[0].ends[4].tolist() == drawn[1].ends[4].tolist() == [130, 150]
 
 

@@ -19,9 +19,9 @@ from tests.whatif.layers import layered
 PRODUCTS, LINKS = Source("products", "calibrate"), Source("links", "calibrate --links")
 
 
-def drawn(placement: Placement, samples: int = 64) -> Ranges:
-    replays = run(placement)
-    return ranges(placement, replays, timeline_of(placement, replays), samples)
+def drawn(placement: Placement, samples: int = 64, *, folding: bool = True) -> Ranges:
+    replayed = run(placement, folding=folding)
+    return ranges(replayed, timeline_of(replayed), samples)
 
 
 def in_doubt(graph: OpGraph, kernel: Interval | None, collective: Interval | None) -> Placement:
@@ -74,10 +74,14 @@ def test_the_ledger_names_what_the_step_waits_for() -> None:
     assert told.doubt[0].source == "links" and told.doubt[0].share > 0.9
 
 
+def test_ranks_that_are_alike_are_in_doubt_alike() -> None:
+    placement = in_doubt(layered(8), Interval(0.9, 1.1, 1.0), Interval(0.9, 1.1, 0.5))
+    assert drawn(placement) == drawn(placement, folding=False)
+
+
 def test_nothing_in_doubt_is_a_point() -> None:
     placement = msgspec.structs.replace(sim.place(layered(1), sim.load_topology("a5000x1")), doubts=Doubts())
-    replays = run(placement)
-    summary = sim.summarize(timeline_of(placement, replays))
+    summary = sim.summarize(sim.replay(placement))
     told = drawn(placement).on(summary)
     assert told.step_ms_p10 == told.step_ms == told.step_ms_p90
     assert told.kernel_ms_p10 == told.kernel_ms == told.kernel_ms_p90 and told.doubt == ()
