@@ -35,11 +35,11 @@ from sim.topology.machine import Gpu
 # (tools/doubt_shares.py): products by number of rows, row kernels by length of row, elementwise ops by size; lent: the
 # differences between the devices left out whole are shared too.
 COMMON = {
-    "gemm_float16": (0.1, 0.3),
-    "gemm_float32": (0.1, 0.45),
-    "elementwise": (0.2, 0.85),
-    "softmax": (0.9, 0.95),
-    "layer_norm": (0.7, 0.85),
+    "gemm_float16": (0.1, 0.35),
+    "gemm_float32": (0.1, 0.5),
+    "elementwise": (0.25, 0.9),
+    "softmax": (0.95, 0.95),
+    "layer_norm": (0.7, 0.9),
     "attention": (1.0, 1.0),  # published for one kernel: whatever is wrong is wrong for all
 }
 NAMES = {
