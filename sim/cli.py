@@ -158,6 +158,10 @@ def _replay(
     seconds = time.perf_counter() - begun
     ops = sum(len(workload.graph.programs[r.program].ops) for r in placement.ranks)
     told = summary.summarize(timeline, workload.measured, ops=ops, replay_seconds=seconds)
+    if machine is not None:
+        from sim.whatif.energy import with_energy
+
+        told = with_energy(told, placement, timeline)
     if draws:
         from sim.whatif.ranges import ranges
 

@@ -3,8 +3,8 @@
     python tools/doubt_shares.py
 
 One-way analysis of variance of log(measured / predicted) over groups of shapes that one workload would have: products
-with one number of rows, row kernels of one width, elementwise ops of one size (to an octave).  Shapes that no fit saw; for
-lent calibrations every shape of the devices left out whole, grouped by device as well.
+with one number of rows, row kernels of one width, elementwise ops of one size (to an octave).  Shapes that no fit saw;
+for lent calibrations every shape of the devices left out whole, grouped by device as well.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from sim.place.doubt import doubts_of, of_collective
 from sim.place.kernels import KernelCost, floor_us, kernel_cost, memory_cost
 from sim.place.outside import CUDA_CONTEXT_BYTES, nccl_bytes
 from sim.place.placement import CollectiveDoubt, Costs, Flow, Held, PlacedRank, Placement, share_of
+from sim.place.power import power_of
 from sim.place.sharing import held_by
 from sim.place.transpose import rescaled
 from sim.timeline import CollectiveInfo, DurationSource
@@ -53,7 +54,9 @@ def place_on_machine(graph: OpGraph, machine: Machine, gpus: Sequence[int] = ())
         for r, gpu in zip(graph.ranks, chosen, strict=True)
     )
     placement = Placement(graph, machine.name, ranks, (*placer.warnings(), *warnings))
-    return msgspec.structs.replace(placement, doubts=doubts_of(placement, machine.gpus))
+    return msgspec.structs.replace(
+        placement, doubts=doubts_of(placement, machine.gpus), power=power_of(graph, ranks, machine.gpus)
+    )
 
 
 def _chosen(graph: OpGraph, machine: Machine, wanted: Sequence[int]) -> tuple[Gpu, ...]:

@@ -140,6 +140,14 @@ class Doubts(msgspec.Struct, frozen=True):
         return tuple(found[name] for name in sorted(found))
 
 
+class RankPower(msgspec.Struct, frozen=True):
+    """Watts of a rank's device: its limit, waiting, and in each operation (an estimate)."""
+
+    limit_w: float
+    idle_w: float
+    watts: tuple[float, ...]
+
+
 class Placement(msgspec.Struct, frozen=True):
     """A graph that has its place on a machine: all that the replay needs to know, and how sure it is."""
 
@@ -148,6 +156,7 @@ class Placement(msgspec.Struct, frozen=True):
     ranks: tuple[PlacedRank, ...]
     warnings: tuple[str, ...] = ()
     doubts: Doubts = Doubts()
+    power: dict[int, RankPower] = {}
 
     def check(self) -> None:
         """Raise UserError where a cost is missing or negative."""

@@ -177,9 +177,10 @@ class Summary(msgspec.Struct, frozen=True):
 
     ``ranks_replayed``: of ranks that provably do the same one is replayed and told for all (``sim.replay.folding``).
     ``step_ms_p10`` to ``step_ms_p90`` (and ``kernel_ms``) is the 80 % interval that sim.whatif.ranges draws, None where
-    nobody asked; ``doubt`` tells what it is made of.  ``measured_on`` is the device that was measured; on another one
-    there is no error to speak of.  What was reserved when a recording began is in its measured peak and not in the
-    predicted one: nothing says which blocks those were.
+    nobody asked; ``doubt`` tells what it is made of.  ``energy_j`` is an estimate of what the GPUs of all ranks use a
+    step, None where their power is not known.  ``measured_on`` is the device that was measured; on another one there is
+    no error to speak of.  What was reserved when a recording began is in its measured peak and not in the predicted
+    one: nothing says which blocks those were.
     """
 
     name: str
@@ -206,6 +207,8 @@ class Summary(msgspec.Struct, frozen=True):
     collectives: tuple[CollectiveRow, ...]
     durations_from: DurationsFrom
     doubt: tuple[DoubtRow, ...]
+    energy_j: float | None
+    energy_j_per_token: float | None
     top_ops: tuple[OpRow, ...]
     per_step: tuple[StepRow, ...]
     memory_peaks: tuple[PeakRow, ...]
@@ -287,6 +290,8 @@ def summarize(
         collectives=_collectives(distinct, busiest),
         durations_from=_durations_from(views),
         doubt=(),
+        energy_j=None,
+        energy_j_per_token=None,
         top_ops=_top_ops(busiest),
         per_step=_per_step(job, splits, host, measurement),
         memory_peaks=_peaks(timeline),

@@ -52,6 +52,7 @@ def render_summary(summary: Summary, console: Console) -> None:
     _top_ops(summary, console)
     _durations(summary, console)
     _doubt(summary, console)
+    _energy(summary, console)
     _warnings(summary.warnings, console)
     if summary.replay_seconds is not None:
         console.print(Text(_replayed(summary), style="dim"))
@@ -334,6 +335,14 @@ def _doubt(summary: Summary, console: Console) -> None:
         f"80 % range of a step: {range_text(summary)} ms. {first.share:.0%} of the doubt: {first.source} (settled by "
         f"{first.cure}){others}"
     )
+
+
+def _energy(summary: Summary, console: Console) -> None:
+    if summary.energy_j is None:
+        return
+    token = summary.energy_j_per_token
+    each = "" if token is None else f", {1e3 * token:.3g} mJ a token"
+    console.print(f"energy of the GPUs, an estimate from their board power: {summary.energy_j:.4g} J a step{each}")
 
 
 def _plain(name: str) -> Text:

@@ -84,6 +84,7 @@ class Variant(msgspec.Struct, frozen=True):
     exposed_communication_ms: float
     breakdown_ms: Breakdown
     host_ms: float
+    energy_j: float | None
     peak_allocated_bytes: int | None
     peak_reserved_bytes: int | None
     memory_bytes: int | None

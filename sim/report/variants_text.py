@@ -39,11 +39,13 @@ def render_what_if(told: WhatIf, console: Console) -> None:
 def _table(told: WhatIf) -> Table:
     paths = list(told.base.values)
     columns = [_value_column(_heading(path)) for path in paths]
-    numbers = ("step", "speed-up", "exposed\ncommun.", "idle", "peak\nGiB")
+    numbers = ["step", "speed-up", "exposed\ncommun.", "idle", "peak\nGiB"]
+    powered = any(row.energy_j is not None for row in (told.base, *told.rows))
+    numbers += ["joules\n(est.)"] if powered else []
     table = plain_table(*columns, *(number_column(name) for name in numbers), Column("bound by"))
-    table.add_row(*_cells(told.base, paths, base=True), style="bold")
+    table.add_row(*_cells(told.base, paths, powered=powered, base=True), style="bold")
     for row in told.rows:
-        table.add_row(*_cells(row, paths))
+        table.add_row(*_cells(row, paths, powered=powered))
     return table
 
 
@@ -58,7 +60,7 @@ def _heading(path: str) -> str:
     return f"{head}\n{last}" if head else path
 
 
-def _cells(row: Variant, paths: Sequence[str], *, base: bool = False) -> list[str | Text]:
+def _cells(row: Variant, paths: Sequence[str], *, powered: bool, base: bool = False) -> list[str | Text]:
     named: list[str | Text] = [Text(value_text(row.values.get(path))) for path in paths]
     if base and named:
         named[0] = Text(f"{named[0]} (base)")
@@ -71,7 +73,8 @@ def _cells(row: Variant, paths: Sequence[str], *, base: bool = False) -> list[st
         speedup += below(row.speedup_p10, row.speedup_p90, "{:.2f}")
     step = ms_text(row.step_ms) + below(row.step_ms_p10, row.step_ms_p90, "{:.4g}")
     times = [step, speedup, ms_text(parts.exposed_communication), ms_text(parts.idle)]
-    return [*named, *times, peak, _PARTS.get(row.bound_by.part, row.bound_by.part)]
+    energy = [] if not powered else ["-" if row.energy_j is None else f"{row.energy_j:.4g}"]
+    return [*named, *times, peak, *energy, _PARTS.get(row.bound_by.part, row.bound_by.part)]
 
 
 def below(low: float | None, high: float | None, form: str) -> str:

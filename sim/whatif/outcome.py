@@ -18,6 +18,7 @@ from sim.report.summary import Summary, summarize
 from sim.timeline import Timeline
 from sim.topology.machine import Machine
 from sim.units import format_bytes, ms_from_ns
+from sim.whatif.energy import with_energy
 from sim.whatif.ranges import Ranges, ranges
 
 _FULL = 1 - 1e-9  # a lane that is full but for rounding
@@ -85,7 +86,7 @@ def replayed(placement: Placement, rules: Rules = DEFAULT_RULES) -> Outcome:
     timeline = timeline_of(ran, rules.allocator)
     paths = CriticalPaths(ran)
     steps = [slowest(steps) for steps in job_steps(rank_views(timeline))]
-    summary = summarize(timeline)
+    summary = with_energy(summarize(timeline), placement, timeline)
     drawn = ranges(ran, timeline, rules.draws) if rules.draws else None
     return Outcome(
         placement,
