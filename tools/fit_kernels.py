@@ -285,8 +285,10 @@ def fit_float16(name: str, gemms: Mapping[tuple[str, str], Gemms]) -> dict[str, 
     fixed: dict[str, Any] = {"tiles": TENSOR_TILES, "splits": [1, 2, 4, 8], "unaligned_efficiency": 0.91}
     limits = GEMM_LIMITS | {
         "efficiency": (0.3, 1.0), "fixed_us": (1.0, 8.0), "memory_efficiency": (0.5, 1.0), "overlap": (2.0, 12.0),
+        "store_exposed": (0.0, 1.0),
     }  # fmt: skip
-    start = {**GEMM_START, "operand_elements": 20.0, "prologue_k": 30.0, "fixed_us": 4.0, "overlap": 5.0}
+    start = {**GEMM_START, "operand_elements": 20.0, "prologue_k": 30.0, "fixed_us": 4.0, "overlap": 5.0,
+             "store_exposed": 0.3}  # fmt: skip
     part = gemms[name, "float16"]
     gemm, _ = fit_products(profile, [part], fixed, limits, {}, start, alone=False)
     said = f"{VIDUR}: fp16 linear layers on {profile.full_name}, four fifths of the shapes"
@@ -376,15 +378,36 @@ def fit_memory(name: str, rows: Mapping[tuple[str, str], Rows]) -> dict[str, Any
     return block
 
 
-ATTENTION = {
-    "source": "Dao, FlashAttention-2 (arXiv 2307.08691), abstract and section 4.1: on an A100 50 to 73 % of the "
-    "tensor-core rate forward and up to 63 % backward; 1.7 to 3.0 times as fast as what was there before, "
-    "memory-efficient attention among it",
-    "data": "published figures, taken at their lower ends (heads of 64, sequences around 1,000): nothing fitted",
-    "flash": 0.50,
-    "flash_backward": 0.43,  # 0.50 x 63 / 73
-    "efficient": 0.294,  # 0.50 / 1.7
-    "efficient_backward": 0.253,  # 0.43 / 1.7
+ATTENTION: dict[str, dict[str, Any]] = {
+    "a100-sxm4-80gb": {
+        "source": "Dao, FlashAttention-2 (arXiv 2307.08691), abstract and section 4.1: on an A100 50 to 73 % of the "
+        "tensor-core rate forward and up to 63 % backward; xformers issue 712: the memory-efficient kernel on an A100",
+        "data": "published figures for heads of 64 and 1,024 tokens: flash at its lower end; memory-efficient, 16 "
+        "sequences of 16 heads in 786 us; its backward at 0.6 of its forward share (published: 0.4 to 0.75)",
+        "flash": 0.50,
+        "flash_backward": 0.43,  # 0.50 x 63 / 73
+        "efficient": 0.28,  # 68.7 GFLOP in 786 us
+        "efficient_backward": 0.17,
+    },
+    "rtx-a5000": {
+        "source": "gpu-mode/ring-attention issue 10 (two RTX A5000): FlashAttention-2 with 16 x 1,024 tokens, heads of "
+        "64, 81.0 TFLOP/s forward and 62.5 backward; xformers issue 712 for the memory-efficient kernel on an A100",
+        "data": "published figures; memory-efficient: what a score costs beside its products on the A100 (0.316 clocks "
+        "of an SM), times what it costs here and there in flash (0.093, 0.125), beside products of 0.25 clocks",
+        "flash": 0.73,
+        "flash_backward": 0.56,
+        "efficient": 0.51,
+        "efficient_backward": 0.31,
+    },
+    "h100-sxm": {
+        "source": "an H100 trace with PyTorch 2.6 (TraceLens tests, Qwen1.5-0.5B forward): flash_fwd_kernel",
+        "data": "16 sequences of 16 heads of 64, 559 tokens, in 113.8 us (its FlashAttention-2 does not use the "
+        "warp-group products of Hopper); the others in the proportions of the A100",
+        "flash": 0.22,
+        "flash_backward": 0.19,
+        "efficient": 0.12,
+        "efficient_backward": 0.073,
+    },
 }
 
 
@@ -407,7 +430,8 @@ def fit_all(gemms: Mapping[tuple[str, str], Gemms], rows: Mapping[tuple[str, str
     LENDERS.extend(with_block(bare(n), memory=block["memory"]) for n, block in blocks.items())
     for name in ("a40", "a100-sxm4-80gb"):
         blocks[name] = fit_float16(name, gemms)
-    blocks["a100-sxm4-80gb"]["attention"] = ATTENTION
+    for name, block in ATTENTION.items():
+        blocks.setdefault(name, {})["attention"] = block
     return blocks
 
 
@@ -518,7 +542,7 @@ def left_out(profiles: Profiles) -> dict[str, Abilities]:
 
     Nobody else lends attention when the A100 that carries it is left out; it is published, not fitted.
     """
-    attention = with_block(bare("h100-sxm"), attention=ATTENTION)
+    attention = with_block(bare("h100-sxm"), attention=ATTENTION["a100-sxm4-80gb"])
     found = {}
     for name, profile in profiles.items():
         others = [p for p in profiles.values() if p.name != name and p.calibration != Calibration()]
@@ -540,7 +564,8 @@ def main() -> None:
     table("Whole GPU left out", borrowed)
     for name, spread in spreads(own, borrowed).items():
         blocks[name]["spread"] = spread
-    blocks["a100-sxm4-80gb"]["spread"]["attention"] = ATTENTION_SPREAD
+    for name in ATTENTION:
+        blocks[name].setdefault("spread", {})["attention"] = ATTENTION_SPREAD
     if arguments.write:
         for name, block in blocks.items():
             write_block(name, block)

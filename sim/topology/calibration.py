@@ -24,9 +24,11 @@ class GemmFit(FileModel):
     costs as much as one row of products (small tiles pay it more often); ``prologue_k``: steps of k that a tile's
     begin and end cost; ``tail``: tiles' worth of time that an SM idles at the end; ``split_us``: what splitting k
     costs; ``fixed_us``: begin and end of the kernel; ``memory_efficiency``: share of what streams reach when bound by
-    operands; ``overlap``: how sharply the slower of compute and memory rules (a p-norm); ``unaligned_efficiency``:
-    where rows do not begin at 16 bytes; ``long_k_efficiency``: from k = 32768 on, where the libraries choose other
-    kernels.  ``tiles`` are [columns, rows] of the output, ``batched_tiles`` those of batched products.
+    operands; ``overlap``: how sharply the slower of compute and memory rules (a p-norm); ``store_exposed``: share of
+    the output's way to DRAM that no product hides, because all SMs end their tiles at the same time;
+    ``unaligned_efficiency``: where rows do not begin at 16 bytes; ``long_k_efficiency``: from k = 32768 on, where the
+    libraries choose other kernels.  ``tiles`` are [columns, rows] of the output, ``batched_tiles`` those of batched
+    products.
     """
 
     source: Text
@@ -39,6 +41,7 @@ class GemmFit(FileModel):
     fixed_us: Time
     memory_efficiency: Share
     overlap: AtLeastOne
+    store_exposed: Annotated[float, Field(ge=0, le=1)] = 0.0
     unaligned_efficiency: Share = 1.0
     long_k_efficiency: Share = 1.0
     tiles: Tiles

@@ -31,6 +31,7 @@ Floats = NDArray[np.float64]
 # From this k on cuBLAS chose its sliced kernels for float32 on V100 and A100 (fp32_gemm, kernel names: k = 32768 and
 # more at sliced tiles, k = 30522 and less not).
 LONG_K = 32768
+LONG_BESIDE_CALL = 10.0  # calls; an A5000's first point is 15.3 us in float16, 12.1 in bfloat16, for the same kernel
 ALIGNMENT_BYTES = 16  # the widest load of a thread; tensor-core kernels without it read in halves
 
 
@@ -101,7 +102,7 @@ def _tiled_us(shapes: Products, dtype: str, abilities: Abilities, lent: Lent[Gem
         wide, high, split = (np.array(column)[:, None] for column in zip(*grid, strict=True))
         queue = np.ceil(picked.batch * np.ceil(picked.n / wide) * np.ceil(picked.m / high) * split / device.sms)
         compute = (queue + fit.tail) * _tile_us(picked, wide, high, split, dtype, abilities, fit)
-        compute = compute + np.where(split > 1, fit.split_us, 0.0)
+        compute = compute + np.where(split > 1, fit.split_us, 0.0) + _stores_us(picked, dtype, abilities, fit)
         memory = _operands_us(picked, split, dtype, abilities, fit)
         both = _norm(compute, memory, fit.overlap)
         at = both.argmin(axis=0), np.arange(both.shape[1])
@@ -131,6 +132,12 @@ def _operands_us(shapes: Products, split: Floats, dtype: str, abilities: Abiliti
     output = shapes.m * shapes.n * np.where(split > 1, 1.0 + 2.0 * split, 1.0)
     nbytes = size * shapes.batch * (shapes.m * shapes.k + shapes.k * shapes.n + output) + shapes.extra_bytes
     return np.asarray(nbytes / (dram_gb_s(abilities) * 1e3 * fit.memory_efficiency))
+
+
+def _stores_us(shapes: Products, dtype: str, abilities: Abilities, fit: GemmFit) -> Floats:
+    """What the output's way to DRAM adds to the products."""
+    nbytes = DTYPE_BYTES[dtype] * shapes.batch * shapes.m * shapes.n
+    return np.asarray(fit.store_exposed * nbytes / (dram_gb_s(abilities) * 1e3))
 
 
 def _power_us(shapes: Products, dtype: str, abilities: Abilities, alone: bool) -> Floats:
@@ -164,39 +171,55 @@ class _Correction(NamedTuple):
     smooth: Floats
 
 
+NO_CORRECTION = _Correction(np.zeros(1), np.ones(1), np.ones(1))
+
+
 def _by_curve(shapes: Products, dtype: str, abilities: Abilities) -> Floats:
     """What the measured squares say that the model does not: 1 without a curve.
 
-    A square gets the curve as it was measured.  One square of 30 took 40 % longer than its neighbours on an A5000
-    (N = 18136): other shapes take the median of three neighbours.
+    Shapes whose rows begin at 16 bytes get what squares of such sides showed, the others what the others did.  A
+    square gets the curve as it was measured.  One square of 30 took 40 % longer than its neighbours on an A5000
+    (N = 18136): other shapes take the median of the three points nearest.
     """
     curve = abilities.profile.measured.gemm
     if curve is None or dtype not in curve.us:
         return np.ones_like(shapes.flops)
-    known = _correction(abilities.profile, dtype)
+    known = _corrections(abilities.profile, dtype)
     at = np.log(shapes.flops)
     sides = np.stack(np.broadcast_arrays(shapes.m, shapes.n, shapes.k))
     square = (sides.max(axis=0) < 1.5 * sides.min(axis=0)) & (shapes.batch == 1)
-    exact, smooth = (np.interp(at, known.log_flops, ratio) for ratio in (known.ratio, known.smooth))
+    exact, smooth = (
+        np.where(shapes.aligned, *(np.interp(at, part.log_flops, part[column]) for part in known)) for column in (1, 2)
+    )
     return np.where(square, exact, smooth)
 
 
 @lru_cache(maxsize=64)
-def _correction(device: DeviceProfile, dtype: str) -> _Correction:
+def _corrections(device: DeviceProfile, dtype: str) -> tuple[_Correction, _Correction]:
+    """Of aligned squares and of the others."""
     curve = device.measured.gemm
     assert curve is not None
     without = device.model_copy(update={"measured": device.measured.model_copy(update={"gemm": None})})
     flops = np.array(curve.flops)
     side = np.round((flops / 2.0) ** (1.0 / 3.0))
+    squares = products(np.ones_like(side), side, side, side, dtype)
     measured = net_us(curve.us[dtype], floor_us(device))
-    model = products_us(products(np.ones_like(side), side, side, side, dtype), dtype, abilities_of(without)).us
-    # Points that are hardly longer than a kernel's floor show the call, not the product.
-    long = measured > 3.0 * floor_us(device)
-    ratio = (measured / model)[long] if long.any() else np.ones(1)
-    at = np.log(flops)[long] if long.any() else np.zeros(1)
-    padded = np.concatenate([ratio[:1], ratio, ratio[-1:]])
-    smooth = np.median(np.stack([padded[:-2], padded[1:-1], padded[2:]]), axis=0)
-    return _Correction(at, ratio, smooth)
+    ratio = measured / products_us(squares, dtype, abilities_of(without)).us
+    # What is taken off for the call is known to some microseconds: short points show it, not the product.
+    long = measured > LONG_BESIDE_CALL * (curve.us[dtype][0] - floor_us(device))
+    aligned, others = (
+        _correction(np.log(flops), ratio, long & chosen) for chosen in (squares.aligned, ~squares.aligned)
+    )
+    return aligned or others or NO_CORRECTION, others or aligned or NO_CORRECTION
+
+
+def _correction(at: Floats, ratio: Floats, chosen: NDArray[np.bool_]) -> _Correction | None:
+    if not chosen.any():
+        return None
+    ratio = ratio[chosen]
+    first = np.clip(np.arange(len(ratio)) - 1, 0, max(len(ratio) - 3, 0))
+    smooth = np.array([np.median(ratio[i : i + 3]) for i in first])
+    return _Correction(at[chosen], ratio, smooth)
 
 
 def gemm_cost(shapes: Products, dtype: str, abilities: Abilities) -> KernelCost:

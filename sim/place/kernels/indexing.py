@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sim.ops import TensorMeta, Work
+from sim.place.kernels import layout
 from sim.place.kernels.cost import KernelCost, UnreadableWorkError, outputs_of, register, tensor
 from sim.place.kernels.memory import bytes_cost
 from sim.topology.abilities import Abilities
@@ -19,13 +20,17 @@ def _indices(work: Work) -> TensorMeta:
 
 @register("aten::embedding", "aten::index_select", "aten::gather", "aten::index", "aten::take")
 def _pick(work: Work, abilities: Abilities) -> KernelCost:
-    """Only what is picked is read: as much as is written, and the indices."""
+    """Only what is picked is read: as much as is written, and the indices.  Each element finds its row by a division
+    (indexSelectLargeIndex in Indexing.cu, which embedding calls too)."""
     if work.outputs:
         indices = sum(t.nbytes for t in work.inputs if t.dtype.startswith("int"))
-        return bytes_cost(2 * sum(t.nbytes for t in work.outputs) + indices, abilities)
-    table, indices_ = tensor(work, 0), _indices(work)
-    row = table.shape[-1] * (table.nbytes // max(table.elements, 1)) if len(table.shape) > 1 else 4
-    return bytes_cost(indices_.elements * 2 * row + indices_.nbytes, abilities)
+        picked, moved = sum(t.elements for t in work.outputs), 2 * sum(t.nbytes for t in work.outputs) + indices
+    else:
+        table, indices_ = tensor(work, 0), _indices(work)
+        columns = table.shape[-1] if len(table.shape) > 1 else 1
+        picked = indices_.elements * columns
+        moved = 2 * picked * (table.nbytes // max(table.elements, 1)) + indices_.nbytes
+    return bytes_cost(moved, abilities, layout.sm_clocks_us(layout.PICKING_CLOCKS * picked, abilities.profile))
 
 
 @register("aten::embedding_dense_backward")

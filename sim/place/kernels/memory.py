@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.place.curves import curve_us
-from sim.place.kernels.cost import KernelCost, priced
+from sim.place.kernels.cost import Bound, KernelCost, priced
 from sim.topology.abilities import Abilities, abilities_of
 from sim.topology.device import DeviceProfile
 
@@ -21,6 +21,8 @@ DEFAULT_FLOOR_US = 1.5
 # An L4 softmax over 25 MB in and 25 MB out, its L2 48 MiB: 80 us beside 8 us of call are 2.7 times the DRAM rate, layer
 # norm 2.1 times (fp32_elementwise, the only rows of that set that fit into an L2).
 L2_OVER_DRAM = 2.5
+# How arithmetic of elementwise kernels and their bytes add up (a p-norm): fitted with the constants of layout.py.
+BESIDE = 2.58
 # NVIDIA A100 whitepaper, "L2 cache is divided into two partitions", each caching data for its own SMs; H100 likewise.
 SPLIT_L2 = ((8, 0), (9, 0))
 
@@ -62,10 +64,15 @@ def _dram_us(nbytes: Floats, abilities: Abilities) -> Floats:
     return np.where(nbytes * curve.copies >= curve.bytes_moved[1], pair - floor, line)
 
 
-def bytes_cost(nbytes: float, abilities: Abilities) -> KernelCost:
-    """Time to read and write ``nbytes`` in all."""
+def bytes_cost(nbytes: float, abilities: Abilities, working_us: float = 0.0) -> KernelCost:
+    """Time to read and write ``nbytes`` in all, beside ``working_us`` of arithmetic that partly hides behind it."""
+    floor = floor_us(abilities.profile)
     us = float(memory_us(np.asarray([nbytes], dtype=np.float64), abilities)[0]) if nbytes > 0 else 0.0
-    return priced(us, floor_us(abilities.profile), "memory", "" if abilities.memory.own else abilities.memory.device)
+    moving = max(us - floor, 0.0)
+    if working_us > 0:
+        us = floor + (moving**BESIDE + working_us**BESIDE) ** (1.0 / BESIDE)
+    bound: Bound = "compute" if working_us > moving else "memory"
+    return priced(us, floor, bound, "" if abilities.memory.own else abilities.memory.device)
 
 
 def memory_cost(nbytes: float, device: DeviceProfile) -> KernelCost:

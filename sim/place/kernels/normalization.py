@@ -6,11 +6,13 @@ import math
 
 from sim.ops import TensorMeta, Work
 from sim.place.kernels.cost import KernelCost, UnreadableWorkError, register, tensor
-from sim.place.kernels.memory import bytes_cost, l2_bytes
+from sim.place.kernels.memory import bytes_cost, floor_us, l2_bytes
 from sim.place.kernels.rows import rows_cost
 from sim.topology.abilities import Abilities
+from sim.units import ns_from_us
 
 SECTOR_BYTES = 32  # the least that DRAM gives
+DRAM_WAIT_US = 0.6  # of one access on an idle device (Ampere: about 0.5 us and a miss of the TLB)
 
 
 def _width(t: TensorMeta) -> int:
@@ -102,9 +104,13 @@ def _batch_norm_backward(work: Work, abilities: Abilities) -> KernelCost:
 
 @register("aten::nll_loss_forward", "aten::nll_loss2d_forward")
 def _nll_loss(work: Work, abilities: Abilities) -> KernelCost:
-    """One log-probability a row is read; a DRAM sector is 32 bytes."""
-    target = tensor(work, 1)
-    return bytes_cost(target.elements * SECTOR_BYTES + target.nbytes, abilities)
+    """One block of threads reads every row's target, then its log-probability: two waits for DRAM a round
+    (nll_loss_threads in aten/src/ATen/native/cuda/Loss.cu: a power of two near a sixteenth of the rows)."""
+    rows = tensor(work, 1).elements
+    threads = 2 ** min(max(round(math.log2(max(rows / 16, 1))), 5), 10)
+    us = floor_us(abilities.profile) + 2 * DRAM_WAIT_US * math.ceil(rows / threads)
+    moved = bytes_cost(rows * SECTOR_BYTES + tensor(work, 1).nbytes, abilities)
+    return KernelCost(max(moved.ns, ns_from_us(us)), moved.bound, moved.source, moved.lender)
 
 
 @register("aten::nll_loss_backward", "aten::nll_loss2d_backward")

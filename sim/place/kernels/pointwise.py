@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from sim.ops import Work
+from collections.abc import Sequence
+
+from sim.ops import TensorMeta, Work
+from sim.place.kernels import layout
 from sim.place.kernels.cost import KernelCost, outputs_of, register
 from sim.place.kernels.memory import bytes_cost
 from sim.topology.abilities import Abilities
@@ -40,7 +43,7 @@ BACKWARD = tuple(f"{name}_backward" for name in (
     "unfold",
 ))  # fmt: skip
 MOVING = (
-    "clone", "_to_copy", "cat", "stack", "repeat", "tile", "roll", "flip", "constant_pad_nd",
+    "stack", "repeat", "tile", "roll", "flip", "constant_pad_nd",
     "reflection_pad2d", "tril", "triu", "cumsum", "cumprod", "native_dropout", "_fused_dropout", "_prelu_kernel",
     "prelu", "glu", "log_sigmoid_forward", "max_pool2d_with_indices", "avg_pool2d", "avg_pool3d",
     "_adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
@@ -57,9 +60,42 @@ REDUCTIONS = (
 )  # fmt: skip
 
 
+# Functions whose arithmetic shows beside their bytes: an exponential and a division.
+SPECIAL = frozenset(_aten("silu", "silu_", "gelu", "gelu_", "silu_backward", "gelu_backward", "mish", "tanh", "erf"))
+
+
+@register(*_with_in_place(*UNARY, *BINARY), *_aten("clone", "_to_copy"))
+def _elementwise(work: Work, abilities: Abilities) -> KernelCost:
+    """Each input is read once, each output written once; walked element by element where they are not all dense."""
+    written = outputs_of(work)
+    return _walked(work, (*written, *work.inputs), _read(work) + sum(t.nbytes for t in written), abilities)
+
+
+def _walked(work: Work, operands: Sequence[TensorMeta], nbytes: float, abilities: Abilities) -> KernelCost:
+    if not operands:
+        return bytes_cost(nbytes, abilities)
+    clocks = layout.walking_clocks(operands)
+    if layout.converts(work, operands[0]):
+        clocks = max(clocks, layout.CONVERTING_CLOCKS)
+    if work.op in SPECIAL:
+        clocks += layout.SPECIAL_CLOCKS
+    elements = max(t.elements for t in operands)
+    return bytes_cost(nbytes, abilities, layout.sm_clocks_us(clocks * elements, abilities.profile))
+
+
+@register("aten::cat")
+def _cat(work: Work, abilities: Abilities) -> KernelCost:
+    """Dense tensors are copied in wide loads, others element by element."""
+    joined = work.outputs or work.inputs
+    nbytes = _read(work) + sum(t.nbytes for t in (work.outputs or work.inputs))
+    strided = any(t.stride is not None and layout.merged_dims([t]) > 1 for t in work.inputs)
+    clocks = layout.CAT_CLOCKS * sum(t.elements for t in joined) if strided else 0.0
+    return bytes_cost(nbytes, abilities, layout.sm_clocks_us(clocks, abilities.profile))
+
+
 @register(
-    *_with_in_place(*UNARY, *BINARY), *_aten(*BACKWARD, *MOVING), "aten::binary_cross_entropy_with_logits",
-    "fsdp::all_gather_copy_in", "fsdp::split_with_sizes_copy", "fsdp::chunk_cat", "fsdp::copy_",
+    *_aten(*BACKWARD, *MOVING), "aten::binary_cross_entropy_with_logits", "fsdp::all_gather_copy_in",
+    "fsdp::split_with_sizes_copy", "fsdp::chunk_cat", "fsdp::copy_",
 )  # fmt: skip
 def _read_inputs_write_outputs(work: Work, abilities: Abilities) -> KernelCost:
     """Each input is read once, each output written once."""
@@ -72,8 +108,14 @@ def _reduce(work: Work, abilities: Abilities) -> KernelCost:
     return bytes_cost(_read(work) + sum(t.nbytes for t in work.outputs), abilities)
 
 
+@register("aten::copy_")
+def _copy(work: Work, abilities: Abilities) -> KernelCost:
+    """(target, source): the target is written and not read."""
+    return _walked(work, work.inputs[:2], _read(work), abilities)
+
+
 @register(*_aten(
-    "copy_", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "exponential_", "random_", "trunc_normal_",
+    "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "exponential_", "random_", "trunc_normal_",
     "log_normal_", "cauchy_", "geometric_", "detach_copy", "fill", "copy", "bernoulli",
     "multinomial", "randperm", "rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "arange",
     "linspace", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full",

@@ -18,7 +18,7 @@ import numpy as np
 
 from sim.errors import InputError, UnknownNameError, UserError
 from sim.ops import DTYPE_BYTES
-from sim.place.kernels.attention import BACKWARD_PRODUCTS
+from sim.place.kernels.attention import fused_us
 from sim.place.kernels.gemm import product_lender, products, products_us
 from sim.place.kernels.memory import Floats, floor_us, memory_us
 from sim.place.kernels.rows import RowOp, rows_us
@@ -236,12 +236,9 @@ def _timed(op: str, columns: Mapping[str, Floats], dtype: str, abilities: Abilit
 def _attention(op: str, columns: Mapping[str, Floats], dtype: str, abilities: Abilities) -> _Timed:
     """Fused attention without a mask: ``batch`` heads of all sequences, m queries, n keys, heads of size k."""
     batch, m, n, k = (columns[name] for name in ("batch", "m", "n", "k"))
-    fit, backward = abilities.attention.fit, op.endswith("backward")
-    shares = (fit.flash, fit.flash_backward, fit.efficient, fit.efficient_backward)
-    share = shares[2 * ("efficient" in op) + backward]
-    flops = 4.0 * batch * m * n * k * (BACKWARD_PRODUCTS if backward else 1.0)
+    backward = op.endswith("backward")
     floor = floor_us(abilities.profile)
-    compute = floor + flops / (abilities.tflops(dtype) * share) / 1e6
+    compute = floor + fused_us(batch, m, n, k, dtype, abilities, "efficient" in op, backward)
     memory = memory_us(DTYPE_BYTES[dtype] * batch * k * (2 * m + 2 * n) * (2 if backward else 1), abilities)
     bounds = np.where(compute >= memory, "compute", "memory").tolist()
     lent = abilities.attention
