@@ -101,6 +101,9 @@ class _Placer:
         self._machine = machine
         self._of_rank = of_rank
         self._costs: dict[tuple[object, ...], Costs] = {}
+        self._alone_of: dict[tuple[int, str, str], Costs] = {}
+        self._transfers: dict[int, dict[int, Collective | Copy]] = {}
+        self._groups: dict[tuple[str, int], tuple[int, ...]] = {}
         self._kernels: dict[tuple[int, str], KernelCost] = {}
         self._estimated: dict[str, int] = {}
         self._notes: list[str] = list(machine.remarks)
@@ -116,32 +119,48 @@ class _Placer:
         return (*self._notes, f"{total} kernels have no cost formula or no shapes, estimated by bytes: {shown}{more}")
 
     def costs(self, rank: int, program: int, captured_on: str, gpu: Gpu) -> Costs:
-        groups = {op.group for op in self._graph.programs[program].ops if isinstance(op, Collective)}
+        """Ranks that are alike share one object; those that run a program on one kind of GPU all but its transfers."""
+        transfers = self._transfers_of(program)
+        groups = {op.group for op in transfers.values() if isinstance(op, Collective)}
         members = tuple((g, tuple(self._group_gpus(g, rank))) for g in sorted(groups))
-        key = (program, captured_on, gpu.profile.name, self._host_route(gpu), members)
+        way = gpu.name if any(isinstance(op, Copy) for op in transfers.values()) else ""
+        key = (program, captured_on, gpu.profile.name, way, members)
         if key not in self._costs:
-            self._costs[key] = self._program_costs(rank, self._graph.programs[program], captured_on, gpu)
+            alone = self._alone_costs(program, captured_on, gpu)
+            self._costs[key] = self._with_transfers(alone, rank, program, gpu)
         return self._costs[key]
+
+    def _transfers_of(self, program: int) -> dict[int, Collective | Copy]:
+        """The operations that cross links, by their place in the program."""
+        if program not in self._transfers:
+            ops = self._graph.programs[program].ops
+            self._transfers[program] = {
+                i: op
+                for i, op in enumerate(ops)
+                if isinstance(op, Collective) or (isinstance(op, Copy) and op.kind in ("h2d", "d2h"))
+            }
+        return self._transfers[program]
 
     def outside(self, rank: int, program: int, gpu: Gpu) -> dict[str, int]:
         """The memory of a GPU that is gone before PyTorch's allocator asks for any."""
         if gpu.profile.kind != "gpu":
             return {}
         channels: dict[str, int] = {}
-        for op in self._graph.programs[program].ops:
+        for op in self._transfers_of(program).values():
             if isinstance(op, Collective) and op.group not in channels:
                 channels[op.group] = self._planned(op, rank).channels
         buffers = {f"NCCL buffers of group {group}": nccl_bytes(count) for group, count in channels.items() if count}
         return {"CUDA context": CUDA_CONTEXT_BYTES, **buffers}
 
-    def _host_route(self, gpu: Gpu) -> tuple[float, float]:
-        route = self._machine.host_to_device(gpu.name)
-        return route.bandwidth_gb_s, route.latency_us
+    def _group_gpus(self, group: str, rank: int) -> tuple[int, ...]:
+        if (group, rank) not in self._groups:
+            self._groups[group, rank] = self._find_group_gpus(group, rank)
+        return self._groups[group, rank]
 
-    def _group_gpus(self, group: str, rank: int) -> list[int]:
+    def _find_group_gpus(self, group: str, rank: int) -> tuple[int, ...]:
         members = self._graph.group_of(group, rank)
         absent = [r for r in members if r not in self._of_rank]
-        free = [gpu for gpu in self._machine.gpus if gpu not in self._of_rank.values()]
+        free = [gpu for gpu in self._machine.gpus if gpu not in self._of_rank.values()] if absent else []
         if len(absent) > len(free):
             raise UserError(
                 f"{self._graph.name}: process group {group!r} has {len(members)} ranks, more than the "
@@ -150,46 +169,61 @@ class _Placer:
         # Ranks whose traces are not there take part in collectives from the GPUs that are left.
         for r, gpu in zip(absent, free, strict=False):
             self._of_rank[r] = gpu
-        return [self._of_rank[r].index for r in members]
+        return tuple(self._of_rank[r].index for r in members)
 
-    def _program_costs(self, rank: int, program: Program, captured_on: str, gpu: Gpu) -> Costs:
-        launching = frozenset(op.launch for op in program.ops if isinstance(op, DeviceOp) and op.launch is not None)
-        durations: list[int] = []
-        sources: list[DurationSource] = []
-        source: DurationSource
+    def _alone_costs(self, number: int, captured_on: str, gpu: Gpu) -> Costs:
+        """A program on a kind of GPU, but for its transfers: those depend on where the rank is."""
+        key = (number, captured_on, gpu.profile.name)
+        if key not in self._alone_of:
+            program, transfers = self._graph.programs[number], self._transfers_of(number)
+            launching = frozenset(op.launch for op in program.ops if isinstance(op, DeviceOp) and op.launch is not None)
+            nothing: Timed = (0, "measured")
+            timed = [
+                nothing if i in transfers else self._alone(op, i in launching, captured_on, gpu)
+                for i, op in enumerate(program.ops)
+            ]
+            durations = tuple(ns for ns, _ in timed)
+            self._alone_of[key] = Costs(
+                duration_ns=durations,
+                lag_ns=tuple(self._lag(op, durations, gpu) for op in program.ops),
+                gap_ns=tuple(self._gap(op, gpu) for op in program.ops),
+                source=tuple(source for _, source in timed),
+                collectives={},
+                workspaces=self._workspaces(program),
+                bounds=self._bounds(program, gpu),
+            )
+        return self._alone_of[key]
+
+    def _with_transfers(self, alone: Costs, rank: int, number: int, gpu: Gpu) -> Costs:
+        program = self._graph.programs[number]
+        durations, sources = list(alone.duration_ns), list(alone.source)
         collectives: dict[int, CollectiveInfo] = {}
         flows: dict[int, Flow] = {}
         held: dict[int, Held] = {}
         doubts: dict[int, CollectiveDoubt] = {}
-        for i, op in enumerate(program.ops):
-            if isinstance(op, Collective):
-                planned = self._planned(op, rank)
-                ns, source = planned.ns, planned.source
-                doubts[i] = of_collective(planned)
-                flows[i] = self._flow(planned.latency_ns, planned.transfer_ns, planned.loads)
-                taken = held_by(planned, self._machine, gpu, tuple(self._group_gpus(op.group, rank)))
-                if taken is not None and program.lanes[op.lane].kind == "stream":
-                    held[i] = taken
-                collectives[i] = CollectiveInfo(
-                    op.kind, op.bytes, planned.ranks, planned.algorithm, planned.protocol, op.group, op.seq
-                )
-            elif isinstance(op, Copy) and op.kind in ("h2d", "d2h"):
-                flows[i], source = self._host_copy(op, gpu), "roofline"
-                ns = flows[i].latency_ns + flows[i].transfer_ns
-            else:
-                ns, source = self._alone(op, i in launching, captured_on, gpu)
-            durations.append(ns)
-            sources.append(source)
-        return Costs(
+        for i, op in self._transfers_of(number).items():
+            if isinstance(op, Copy):
+                flows[i], sources[i] = self._host_copy(op, gpu), "roofline"
+                durations[i] = flows[i].latency_ns + flows[i].transfer_ns
+                continue
+            planned = self._planned(op, rank)
+            durations[i], sources[i] = planned.ns, planned.source
+            doubts[i] = of_collective(planned)
+            flows[i] = self._flow(planned.latency_ns, planned.transfer_ns, planned.loads)
+            taken = held_by(planned, self._machine, gpu, self._group_gpus(op.group, rank))
+            if taken is not None and program.lanes[op.lane].kind == "stream":
+                held[i] = taken
+            collectives[i] = CollectiveInfo(
+                op.kind, op.bytes, planned.ranks, planned.algorithm, planned.protocol, op.group, op.seq
+            )
+        return msgspec.structs.replace(
+            alone,
             duration_ns=tuple(durations),
-            lag_ns=tuple(self._lag(op, durations, gpu) for op in program.ops),
-            gap_ns=tuple(self._gap(op, gpu) for op in program.ops),
             source=tuple(sources),
             collectives=collectives,
             flows=flows,
-            workspaces=self._workspaces(program),
             held=held,
-            bounds=self._bounds(program, gpu) if held else {},
+            bounds=alone.bounds if held else {},
             doubts=doubts,
         )
 
@@ -261,7 +295,7 @@ class _Placer:
         return Flow(latency_ns, transfer, tuple(shares))
 
     def _planned(self, op: Collective, rank: int) -> CollectivePlan:
-        planned = plan(self._machine, op.kind, op.bytes, tuple(self._group_gpus(op.group, rank)))
+        planned = plan(self._machine, op.kind, op.bytes, self._group_gpus(op.group, rank))
         if planned.note and planned.note not in self._notes:
             self._notes.append(planned.note)
         return planned

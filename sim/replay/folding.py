@@ -227,21 +227,24 @@ def _rank(rank: int) -> Thing:
 
 def _flows_of_ranks(placement: Placement, *, contention: bool) -> dict[int, _RankFlows]:
     """Ranks that share costs share their flows."""
+    meetings: dict[int, list[tuple[int, Collective]]] = {}
     known: dict[tuple[int, int], _RankFlows] = {}
     for placed in placement.ranks:
+        if placed.program not in meetings:
+            ops = placement.graph.programs[placed.program].ops
+            meetings[placed.program] = [(i, op) for i, op in enumerate(ops) if isinstance(op, Collective)]
         key = (placed.program, id(placed.costs))
         if key not in known:
-            known[key] = _flows_of(placement.graph.programs[placed.program], placed.costs, contention=contention)
+            known[key] = _flows_of(meetings[placed.program], placed.costs.flows if contention else {})
     return {placed.rank: known[placed.program, id(placed.costs)] for placed in placement.ranks}
 
 
-def _flows_of(program: Program, costs: Costs, *, contention: bool) -> _RankFlows:
-    flows = costs.flows if contention else {}
+def _flows_of(meetings: list[tuple[int, Collective]], flows: dict[int, Flow]) -> _RankFlows:
     by_group: dict[str, list[tuple[int, Flow]]] = {}
-    for i, op in enumerate(program.ops):
-        if isinstance(op, Collective):
-            by_group.setdefault(op.group, []).extend([(op.seq, flows[i])] if i in flows else [])
-    copies = _Flows(_copies(program, costs) if contention else ())
+    for i, op in meetings:
+        by_group.setdefault(op.group, []).extend([(op.seq, flows[i])] if i in flows else [])
+    collectives = {i for i, _ in meetings}
+    copies = _Flows((i, flow) for i, flow in flows.items() if i not in collectives)
     return _RankFlows({group: _Flows(mine) for group, mine in by_group.items()}, copies)
 
 

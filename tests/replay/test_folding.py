@@ -195,6 +195,20 @@ def test_on_shipped_machines(machine: str, sizes: tuple[int, ...]) -> None:
     assert standing(placement) < ranks
 
 
+def test_every_rank_copies_over_its_own_links() -> None:
+    """And so eight copies at once, each over its own lanes, take as long as one."""
+    ops: list[Op] = [
+        HostCall(lane=MAIN, name="launch", measured_ns=2000),
+        Copy(lane=STREAM, name="h2d", kind="h2d", bytes=3 << 20, launch=0, lag_ns=0, gap_ns=0),
+    ]
+    placement = place(job(8, {}, [ops], [0] * 8), load_topology("a5000x8"))
+    lanes = [{lane for lane, _ in placed.costs.flows[1].shares} for placed in placement.ranks]
+    assert all(f"gpu{rank}" in lane for rank, own in enumerate(lanes) for lane in own)
+    # The copy's own time alone: latency and 3 MiB at 24 GB/s.
+    alone = placement.ranks[0].costs.duration_ns[1]
+    assert {span.duration_ns for span in replay(placement).spans if span.kind == "memcpy"} == {alone}
+
+
 # How far it folds ---------------------------------------------------------------------------------------------------
 
 
