@@ -18,7 +18,7 @@ from sim.errors import UnknownNameError, UserError
 from sim.ops import CollectiveKind
 from sim.place import nccl_tables as tables
 from sim.place.collectives_measured import Reading, read_curve
-from sim.place.nccl_search import Rings, bus_bandwidth, find_rings, link_demand
+from sim.place.nccl_search import Rings, bus_bandwidth, find_rings, link_demand, most_on_a_host
 from sim.place.nccl_time import Ask, Cost, choose, cost, hop_us
 from sim.topology.machine import Gpu, Machine, Route
 from sim.units import ns_from_us
@@ -149,6 +149,8 @@ def _nccl(machine: Machine, kind: CollectiveKind, nbytes: int, gpus: tuple[int, 
     algorithm, protocol = choose(ask)
     modelled = cost(ask, algorithm, protocol)
     reading = read_curve(machine, kind, nbytes, len(gpus)) if ask.rings.hosts == 1 else None
+    if reading is not None and reading.ranks != len(gpus):
+        reading = _for_fewer(machine, ask, reading)
     if reading is None:
         latency, transfer, note = modelled.latency_us, modelled.transfer_us, ""
     else:
@@ -169,6 +171,23 @@ def _nccl(machine: Machine, kind: CollectiveKind, nbytes: int, gpus: tuple[int, 
         loads=_loads(ask, algorithm),
         note=note,
     )
+
+
+def _for_fewer(machine: Machine, ask: Ask, reading: Reading) -> Reading:
+    """A reading by steps from more ranks than asked for, where the links give the rings of fewer more or less.
+
+    What the links give is the model's, of the machine as it was measured: the curve knows no other number of ranks.
+    """
+    measured_on = machine.baseline or machine
+    host = ask.gpus[0].host
+    more = tuple(gpu.index for gpu in measured_on.gpus if gpu.host == host)[: reading.ranks]
+    fewer = _rings(measured_on, tuple(gpu.index for gpu in ask.gpus))
+    ratio = _rings(measured_on, more).bus_gb_s / fewer.bus_gb_s
+    if abs(ratio - 1) < 1e-9:
+        return reading
+    gives = "more" if ratio < 1 else "less"
+    why = f"its transfer scaled by {ratio:.3g}, since the links give these rings {gives} (bound by {fewer.bound})"
+    return replace(reading, transfer_us=reading.transfer_us * ratio, note=f"{reading.note}; {why}")
 
 
 def _on_this_host(
@@ -220,7 +239,8 @@ def plan_transfers(machine: Machine, transfers: Iterable[Transfer]) -> Collectiv
     """
     asked = tuple(transfers)
     names = [gpu.name for gpu in machine.gpus]
-    moves = [(machine.transfer_route(names[a], names[b]), float(size)) for a, b, size in asked]
+    ranks = most_on_a_host([machine.gpus[g] for g in sorted({end for a, b, _ in asked for end in (a, b)})])
+    moves = [(machine.transfer_route(names[a], names[b], ranks), float(size)) for a, b, size in asked]
     largest = max(size for _, _, size in asked)
     plain = machine.collectives.library != "nccl"
     protocol: tables.Protocol = "ll" if largest <= tables.P2P_LL_BYTES else "simple"

@@ -12,11 +12,12 @@ from sim.topology.schema import MeasuredCurve
 
 @dataclass(frozen=True)
 class Reading:
-    """A time read off a curve: the part that even the smallest size takes, the rest, and what was done to read it."""
+    """A time read off a curve of so many ranks: what even the smallest size takes, the rest, and how it was read."""
 
     latency_us: float
     transfer_us: float
     note: str
+    ranks: int
 
 
 def read_curve(machine: Machine, kind: str, nbytes: int, ranks: int) -> Reading | None:
@@ -33,13 +34,13 @@ def read_curve(machine: Machine, kind: str, nbytes: int, ranks: int) -> Reading 
     floor = min(curve.us)
     if curve.ranks == ranks:
         us = time_at(curve, nbytes)
-        return Reading(min(floor, us), us - min(floor, us), f"measured on this host with {ranks} ranks")
+        return Reading(min(floor, us), us - min(floor, us), f"measured on this host with {ranks} ranks", ranks)
     if steps(kind, ranks) is None:
         return None
     share = (steps(kind, ranks) or 0) / (steps(kind, curve.ranks) or 1)
     us = max(time_at(curve, nbytes * curve.ranks / ranks) * share, floor)
     note = f"from this host's curve of {curve.ranks} ranks: {ranks} ranks take {share:.3g} of its steps"
-    return Reading(floor, us - floor, note)
+    return Reading(floor, us - floor, note, curve.ranks)
 
 
 def steps(kind: str, ranks: int) -> int | None:

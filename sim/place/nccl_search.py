@@ -94,17 +94,28 @@ def bus_bandwidth(machine: Machine, orders: tuple[Ring, ...], hops: tuple[Route,
 
 
 def link_demand(moves: Iterable[tuple[Route, float]]) -> dict[str, float]:
-    """What moves ask of each lane: their amounts, and for staging in host memory as much more as it slows the link."""
+    """What moves ask of each lane: their amounts, and as much more as going through a CPU slows the link."""
     crossings = [(route, crossing, amount) for route, amount in moves for crossing in route.hops]
-    staged = {crossing.lane for route, crossing, _ in crossings if route.via_host}
+    used = {(route.via_host, crossing.lane) for route, crossing, _ in crossings}
     demand: dict[str, float] = {}
     for route, crossing, amount in crossings:
-        share = 1.0
-        if route.via_host and crossing.link.kind == "pcie":
-            both = crossing.link.lane(crossing.end) in staged
-            share = HOST_MEMORY_SHARE_BOTH_WAYS if both else HOST_MEMORY_SHARE_ONE_WAY
-        demand[crossing.lane] = demand.get(crossing.lane, 0.0) + amount / share
+        both = (route.via_host, crossing.link.lane(crossing.end)) in used
+        demand[crossing.lane] = demand.get(crossing.lane, 0.0) + amount / _share(route, crossing, both=both)
     return demand
+
+
+def _share(route: Route, crossing: Hop, *, both: bool) -> float:
+    """What a link keeps of its bandwidth where it carries data between GPUs through a CPU."""
+    if crossing.link.kind != "pcie":
+        return 1.0
+    if route.via_host:
+        return HOST_MEMORY_SHARE_BOTH_WAYS if both else HOST_MEMORY_SHARE_ONE_WAY
+    return crossing.link.p2p_both_ways if both and route.path in ("PHB", "SYS") else 1.0
+
+
+def most_on_a_host(gpus: Iterable[Gpu]) -> int:
+    """How many of these GPUs the host with most of them has."""
+    return max(Counter(gpu.host for gpu in gpus).values())
 
 
 def find_rings(machine: Machine, gpus: tuple[Gpu, ...]) -> Rings:
@@ -114,15 +125,15 @@ def find_rings(machine: Machine, gpus: tuple[Gpu, ...]) -> Rings:
     channels = min(len(orders) for orders, _ in found)
     speed = min(speed for _, speed in found)
     orders = tuple(tuple(name for rings, _ in found for name in rings[c]) for c in range(channels))
-    hops = tuple(hop for order in orders for hop in _hops(machine, order))
+    hops = tuple(hop for order in orders for hop in _hops(machine, order, most_on_a_host(gpus)))
     if len(by_host) > 1:
         speed = min(speed, _network_speed(hops, channels))
     return Rings(orders, speed, len(by_host), hops, *bus_bandwidth(machine, orders, hops))
 
 
-def _hops(machine: Machine, order: Ring) -> Iterator[Route]:
+def _hops(machine: Machine, order: Ring, ranks: int) -> Iterator[Route]:
     for a, b in zip(order, (*order[1:], order[0]), strict=True):
-        yield machine.transfer_route(a, b)
+        yield machine.transfer_route(a, b, ranks)
 
 
 def _network_speed(hops: tuple[Route, ...], channels: int) -> float:
@@ -164,7 +175,8 @@ class _Search:
 
     def __init__(self, machine: Machine, names: Ring) -> None:
         self.names = names
-        self.routes = {(a, b): machine.transfer_route(a, b) for a in names for b in names if a != b}
+        pairs = ((a, b) for a in names for b in names if a != b)
+        self.routes = {(a, b): machine.transfer_route(a, b, len(names)) for a, b in pairs}
         self.vendor = machine.host.cpu_vendor
         self.capacity: dict[str, float] = {}
         for route in self.routes.values():

@@ -15,6 +15,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from sim.place.collectives import CollectivePlan, bus_factor
+from sim.place.nccl_search import most_on_a_host
 from sim.place.placement import Held
 from sim.topology.machine import Gpu, Machine
 
@@ -40,5 +41,6 @@ def held_by(planned: CollectivePlan, machine: Machine, gpu: Gpu, members: tuple[
 @lru_cache(maxsize=512)
 def _is_staged(machine: Machine, members: tuple[int, ...]) -> bool:
     """Whether neighbours of the group exchange through host memory."""
-    names = [machine.gpus[i].name for i in sorted(members)]
-    return any(machine.transfer_route(a, b).via_host for a, b in pairwise(names))
+    gpus = [machine.gpus[i] for i in sorted(members)]
+    ranks = most_on_a_host(gpus)
+    return any(machine.transfer_route(a.name, b.name, ranks).via_host for a, b in pairwise(gpus))

@@ -136,6 +136,7 @@ def _link(cls: str, model: LinkClass, a: str, b: str) -> Link:
         nccl_gb_s=model.nccl_gb_s or model.bandwidth_gb_s,
         latency_us=model.latency_us,
         duplex=model.duplex,
+        p2p_both_ways=model.p2p_both_ways,
         source=model.source,
     )
 

@@ -44,6 +44,7 @@ class Link:
     latency_us: float
     duplex: Literal["full", "half"]
     source: str
+    p2p_both_ways: float = 1.0
 
     @property
     def name(self) -> str:
@@ -285,30 +286,34 @@ class Machine:
     def _by_name(self) -> dict[str, Gpu]:
         return {gpu.name: gpu for gpu in self.gpus}
 
-    def p2p(self, a: str, b: str) -> bool:
+    def p2p(self, a: str, b: str, ranks: int = 2) -> bool:
         """Whether GPU ``a`` can reach ``b``'s memory without the host: NVLink, or PCIe where cards and driver allow.
 
-        NCCL's rule (NVIDIA/nccl src/graph/paths.cc, ncclTopoCheckP2p, defaults): any PCIe path inside a host,
-        but none through an Intel or Arm CPU.  NCCL_P2P_DISABLE and NCCL_P2P_LEVEL rule
-        over it.
+        NCCL's rule for a communicator with so many ranks in this host (NVIDIA/nccl src/graph/paths.cc,
+        ncclTopoCheckP2p, defaults): up to 2.22 any PCIe path inside a host, but none through an Intel or Arm CPU; from
+        2.23 on none through any CPU, but for two GPUs on an AMD host ("many interleaved data flows" slow it down).
+        NCCL_P2P_DISABLE and NCCL_P2P_LEVEL rule over it.
         """
         path = self.route(a, b).path
         if path in ("LOC", "NET"):
             return path == "LOC"
-        level = "LOC" if self.nccl.NCCL_P2P_DISABLE else self.nccl.NCCL_P2P_LEVEL or self._p2p_level
+        level = "LOC" if self.nccl.NCCL_P2P_DISABLE else self.nccl.NCCL_P2P_LEVEL or self._p2p_level(ranks)
         if path in ("NVL", "NVS"):
             return level != "LOC"
         cards = self.gpu(a).profile.pcie_p2p and self.gpu(b).profile.pcie_p2p
         return cards and _P2P_ORDER.index(path) <= _P2P_ORDER.index(level)
 
-    @property
-    def _p2p_level(self) -> PathClass:
-        return "PXB" if self.host.cpu_vendor in ("arm", "intel") else "SYS"
+    def _p2p_level(self, ranks: int) -> PathClass:
+        crowded = ranks > 2 and self.nccl.release >= _P2P_FOR_PAIRS_ONLY
+        return "PXB" if crowded or self.host.cpu_vendor in ("arm", "intel") else "SYS"
 
-    def transfer_route(self, a: str, b: str) -> Route:
-        """The way of a GPU-to-GPU transfer: direct, over the network, or through host memory where no P2P is."""
+    def transfer_route(self, a: str, b: str, ranks: int = 2) -> Route:
+        """The way of a GPU-to-GPU transfer: direct, over the network, or through host memory where no P2P is.
+
+        ``ranks``: how many GPUs of the host the communicator has.
+        """
         direct = self.route(a, b)
-        if direct.path == "NET" or self.p2p(a, b):
+        if direct.path == "NET" or self.p2p(a, b, ranks):
             return direct
         return self.through_host(a, b)
 
@@ -330,4 +335,6 @@ class Machine:
         return tuple(told)
 
 
+# "Set P2P level to PXB on AMD CPUs when using more than 2 GPUs per node" (release 2.23)
+_P2P_FOR_PAIRS_ONLY = (2, 23)
 _P2P_ORDER = ("LOC", "NVL", "PIX", "PXB", "PHB", "SYS")

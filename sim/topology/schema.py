@@ -54,6 +54,8 @@ class LinkClass(FileModel):
     longer side of a pair is dealt to the shorter in equal consecutive blocks, so ``[gpu, cpu]`` puts four of eight
     GPUs on each of two CPUs.
     ``nccl_gb_s``: what NCCL's own tables take the link for when it searches its rings (default: bandwidth_gb_s).
+    ``p2p_both_ways``: the share of its bandwidth that a PCIe link keeps a direction while traffic from GPU to GPU goes
+    both ways over it and through a CPU (default: all).
     ``enabled``: false takes the links out, for a what-if.
     """
 
@@ -62,6 +64,7 @@ class LinkClass(FileModel):
     latency_us: Time = 0.0
     duplex: Literal["full", "half"] = "full"
     nccl_gb_s: Positive | None = None
+    p2p_both_ways: Annotated[float, Field(gt=0, le=1)] = 1.0
     enabled: bool = True
     source: Text
     between: Annotated[tuple[tuple[str, str], ...], Field(min_length=1)]

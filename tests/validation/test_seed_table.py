@@ -1,8 +1,7 @@
 """The published table (RTX A5000, 16 x 1024 tokens, float16), every measured row replayed as it was run.
 
 Tolerances: kernel time of the rows on one GPU 5 % each and 2.5 % on average, of the rows on two GPUs 8 %; memory
-0.3 %.  No constant of the models is fitted to these rows.  Rows that are not there yet say by how much, and what our
-time is made of: the table publishes sums only, so it does not say which part of ours is wrong.
+0.3 %.  No constant of the models is fitted to these rows.
 """
 
 from __future__ import annotations
@@ -16,10 +15,6 @@ import tools.validate_seed as seed
 ROWS = {row.name: row for row in seed.published_rows()}
 MEASURED = [name for name, row in ROWS.items() if row.measured_ms is not None]
 ONE_GPU = [name for name in MEASURED if name.endswith("-x1")]
-MISSED = {
-    "opt-1.3b-x8": "+24.2 %: all-reduces are 1121 of our 1629 ms, two ranks taken to get what eight get of the host",
-    "opt-6.7b-x8": "+19.1 %: all-reduces are 2997 of our 5054 ms, two ranks taken to get what eight get of the host",
-}
 
 pytestmark = pytest.mark.validation
 
@@ -29,13 +24,7 @@ def summaries() -> dict[str, Any]:
     return {name: seed.predict(row) for name, row in ROWS.items()}
 
 
-def maybe(names: list[str]) -> list[Any]:
-    """Rows that miss today are expected to fail, and may pass."""
-    marks = {name: pytest.mark.xfail(strict=False, reason=reason) for name, reason in MISSED.items()}
-    return [pytest.param(name, marks=marks[name]) if name in marks else name for name in names]
-
-
-@pytest.mark.parametrize("name", maybe(MEASURED))
+@pytest.mark.parametrize("name", MEASURED)
 def test_kernel_time(name: str, summaries: dict[str, Any]) -> None:
     tolerance = 0.05 if name in ONE_GPU else 0.08
     assert summaries[name].kernel_ms == pytest.approx(ROWS[name].measured_ms, rel=tolerance)
