@@ -41,6 +41,7 @@ __all__ = [
     "replay",
     "summarize",
     "synthesize",
+    "synthesize_script",
     "write",
 ]
 
@@ -65,6 +66,14 @@ def synthesize(model: str, batch: int, seq: int, **options: Any) -> OpGraph:
     from sim.workload.synth import synthesize as from_spec
 
     return from_spec(SynthSpec(model=model, batch=batch, seq=seq, **options))
+
+
+def synthesize_script(path: str | Path, *args: str, **options: Any) -> OpGraph:
+    """The graph of one step of a training script; ``options`` are the other fields of ``ScriptSpec``."""
+    from sim.workload.script.run import synthesize_script as from_spec
+    from sim.workload.script.spec import ScriptSpec
+
+    return from_spec(ScriptSpec(Path(path), args, **options))
 
 
 def write(timeline: Timeline, path: str | Path) -> None:

@@ -292,7 +292,8 @@ def _solve(asked: _Asked, path: str, target: str, json_out: str | None) -> None:
 
 
 @cli.command()
-@click.argument("model", required=False)
+@click.argument("model", required=False, metavar="MODEL | [-- SCRIPT.py ARGS...]")
+@click.argument("script_args", nargs=-1, metavar="", type=click.UNPROCESSED)
 @click.option(
     "--config", type=click.Path(path_type=Path), metavar="FILE.yaml",
     help="Read any of these options, and `model`, from a file; those given here go first.",
@@ -337,26 +338,59 @@ def _solve(asked: _Asked, path: str, target: str, json_out: str | None) -> None:
     "--fsdp-reduce-dtype", type=click.Choice(["float16", "bfloat16", "float32"]),
     help="FSDP's mixed precision: gradients.",
 )  # fmt: skip
+@click.option("--warmup", type=int, help="With a script: steps before the recorded one.  [default: 1]")
+@click.option(
+    "--assume-value", type=float, metavar="NUMBER",
+    help="With a script: what it is answered where it reads a tensor's value; without it such a read is an error.",
+)  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE.workload.json.gz")
-def synth(out: Path, config: Path | None, **given: Any) -> None:
-    """Make the graph of one step of MODEL, with no GPU and no weights."""
+def synth(
+    out: Path, config: Path | None, script_args: Sequence[str], warmup: int | None, assume_value: float | None,
+    **given: Any,
+) -> None:  # fmt: skip
+    """Make the graph of one step of MODEL, or of a training script, with no GPU and no weights."""
     from sim import graph as graphs
     from sim.workload.inputs import WORKLOAD_SUFFIX
-    from sim.workload.spec import from_file, from_options
+    from sim.workload.script.spec import is_script
 
     if not out.name.endswith(WORKLOAD_SUFFIX):
         raise UserError(f"--out {out}: the name of a workload file ends in {WORKLOAD_SUFFIX}")
+    if is_script(given["model"]):
+        graph = _of_script(given.pop("model"), script_args, warmup, assume_value, config=config, **given)
+    elif script_args or warmup is not None or assume_value is not None:
+        what = script_args[0] if script_args else "--warmup" if warmup is not None else "--assume-value"
+        raise UserError(f"{what}: belongs to a script, as in `tracesim synth --out FILE -- SCRIPT.py ARGS...`")
+    else:
+        graph = _of_model(config, given)
+    graphs.write(graph, out)
+    ranks, ops = len(graph.ranks), sum(len(p.ops) for p in graph.programs)
+    click.echo(f"{out}: {graph.name}, {ranks} rank{'s' * (ranks > 1)}, {ops} operations; replay it with")
+    click.echo(f"  tracesim replay {out} --topology {'a5000x1' if ranks == 1 else 'a5000x8'}")
+
+
+def _of_model(config: Path | None, given: dict[str, Any]) -> OpGraph:
+    from sim.workload.spec import from_file, from_options
+
     spec = from_options(**given) if config is None else from_file(config, **given)
     spec.check()
     with _progress() as tell:
         tell(f"building {spec.model} under fake tensors")
         from sim.workload.synth import synthesize
 
-        graph = synthesize(spec)
-    graphs.write(graph, out)
-    ranks, ops = len(graph.ranks), sum(len(p.ops) for p in graph.programs)
-    click.echo(f"{out}: {graph.name}, {ranks} rank{'s' * (ranks > 1)}, {ops} operations; replay it with")
-    click.echo(f"  tracesim replay {out} --topology {'a5000x1' if ranks == 1 else 'a5000x8'}")
+        return synthesize(spec)
+
+
+def _of_script(
+    script: str, args: Sequence[str], warmup: int | None, assume_value: float | None, parallel: str | None, **others: Any
+) -> OpGraph:
+    from sim.workload.script.spec import script_spec
+
+    spec = script_spec(script, args, parallel, warmup, assume_value, others)
+    spec.check()
+    from sim.workload.script.run import synthesize_script
+
+    with contextlib.redirect_stdout(sys.stdout), contextlib.redirect_stderr(sys.stderr):
+        return synthesize_script(spec, _line_by_line())
 
 
 @cli.command(context_settings={"allow_interspersed_args": False})

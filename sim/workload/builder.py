@@ -87,9 +87,9 @@ class ProgramBuilder:
         """A call that costs the host time and the device none: a view, a factory, metadata."""
         return self._add(HostCall(lane=self._thread, name=name, module=self.module), touches)
 
-    def synchronize(self, name: str = "cudaDeviceSynchronize") -> None:
-        """The host waits for the last operation of every stream, or of the current stream alone."""
-        last = tuple(sorted(self._last_on.values()))
+    def synchronize(self, name: str = "cudaDeviceSynchronize", awaited: tuple[int, ...] | None = None) -> None:
+        """The host waits for the last operation of every stream, or of the current stream alone, or for an event."""
+        last = tuple(sorted(self._last_on.values() if awaited is None else set(awaited)))
         if name == "cudaStreamSynchronize":
             last = (self._last_on[self.stream],) if self.stream in self._last_on else ()
         self._add(HostCall(lane=self._thread, name=name, waits=last))

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,7 @@ class CudaChoices(TorchFunctionMode):
             functional.scaled_dot_product_attention: _attention,
             functional.dropout: _dropout,
             torch.dropout: _dropout,
+            functional.multi_head_attention_forward: self._within,
         }
         self._choices |= dict.fromkeys(SOFTMAX, _softmax) | dict.fromkeys(LOG_SOFTMAX, _log_softmax)
 
@@ -59,6 +61,12 @@ class CudaChoices(TorchFunctionMode):
             with torch.autocast("cpu", enabled=False):
                 return func(*args, **kwargs)
         return func(*args, **(kwargs or {}))
+
+    def _within(self, *args: Any, **kwargs: Any) -> Any:
+        """A function written in Python, with choices to be made inside: it runs with this mode active, and without
+        asking modes for an answer to the whole of it."""
+        with unittest.mock.patch.object(functional, "has_torch_function", lambda tensors: False), self:
+            return functional.multi_head_attention_forward(*args, **kwargs)
 
 
 def _autocasting() -> bool:

@@ -22,9 +22,12 @@ ACCUMULATES = 2**63
 class ModuleTracker:
     """``current()`` is the path of the module that the op being dispatched belongs to, root class first."""
 
-    def __init__(self, root: Any) -> None:
-        name = type(root).__name__
-        self._paths = {module: f"{name}.{path}" if path else name for path, module in root.named_modules()}
+    def __init__(self, *roots: Any) -> None:
+        self._paths = {
+            module: f"{type(root).__name__}.{path}" if path else type(root).__name__
+            for root in roots
+            for path, module in root.named_modules()
+        }
         self._stack: list[str] = []
         self._numbers: list[int] = []
         self._entered: list[str] = []

@@ -165,18 +165,22 @@ class Recorder(TorchDispatchMode):
         known = {tensor.untyped_storage()._cdata for tensor in inputs}
         # Waiting gives back the tensor itself, as ProcessGroupNCCL does; its fake implementation would make another.
         result = inputs[0] if name == WAIT else func(*args, **(kwargs or {}))
+        outputs = list(_tensors(result))
+        fresh = [t for t in outputs if t.untyped_storage()._cdata not in known]
+        self._notice(name, inputs, fresh)
         if not self.stopped:
-            outputs = list(_tensors(result))
-            fresh = any(t.untyped_storage()._cdata not in known for t in outputs)
-            self._record(Call(func, name, inputs, outputs, args, kwargs or {}), fresh)
+            self._record(Call(func, name, inputs, outputs, args, kwargs or {}), bool(fresh))
         return result
+
+    def _notice(self, name: str, inputs: list[torch.Tensor], fresh: list[torch.Tensor]) -> None:
+        """For who follows also what is not recorded: an op made tensors with storages of their own."""
 
     def _record(self, call: Call, fresh: bool) -> None:
         if self.modules is not None:
             self.builder.module = self.modules.current()
         if self._training:
             self._follow_phase()
-        if call.inputs and self._is_on_host(call.inputs[0]):
+        if self._runs_on_host(call):
             self.adopt_on_host(call.outputs)
             self.builder.host(call.name)
             return
@@ -196,6 +200,9 @@ class Recorder(TorchDispatchMode):
             self._in_place_collective(C10D[call.name], call, blocks)
         else:
             self._compute(call, blocks, fresh)
+
+    def _runs_on_host(self, call: Call) -> bool:
+        return bool(call.inputs) and self._is_on_host(call.inputs[0])
 
     def _compute(self, call: Call, blocks: list[int], fresh: bool) -> None:
         if self._training and call.name in FILLED and not call.name.startswith("aten::lift"):
@@ -225,7 +232,7 @@ class Recorder(TorchDispatchMode):
         if self._is_on_host(tensor):
             self.builder.host("aten::item")
             return STEADY_STEP
-        frame = _asking_frame()
+        frame = asking_frame()
         module = frame.f_globals.get("__name__", "") if frame is not None else ""
         if tensor.dtype == torch.bool and module == MASKING:
             answer: bool | float = True
@@ -255,7 +262,7 @@ class Recorder(TorchDispatchMode):
 
     def _in_place_collective(self, kind: CollectiveKind, call: Call, blocks: list[int]) -> None:
         self.categorize(call.inputs, "communication")
-        asynchronous = dict(_named(call)).get("async_op", dict(_named(call)).get("asyncOp", True))
+        asynchronous = dict(named_arguments(call)).get("async_op", dict(named_arguments(call)).get("asyncOp", True))
         self.builder.collective(
             kind, max(map(_size, call.inputs)), self.group_of(call.args), dtype_of(call.inputs[0]), blocks,
             own_stream=bool(asynchronous),
@@ -319,7 +326,7 @@ def _writes(call: Call) -> bool:
     return bool(call.func._schema.is_mutable) or call.name == "fsdp::all_gather_copy_in"
 
 
-def _asking_frame() -> FrameType | None:
+def asking_frame() -> FrameType | None:
     """Who reads a value: the innermost frame outside torch and this package, or torch's optimizers and scaler."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
@@ -408,7 +415,7 @@ def meta(tensor: torch.Tensor) -> TensorMeta:
     return TensorMeta(dtype_of(tensor), tuple(tensor.shape), stride)
 
 
-def _named(call: Call) -> list[tuple[str, Any]]:
+def named_arguments(call: Call) -> list[tuple[str, Any]]:
     """The arguments of a call with their names."""
     arguments = call.func._schema.arguments
     return [(a.name, v) for a, v in zip(arguments, call.args, strict=False)] + sorted(call.kwargs.items())
@@ -420,7 +427,7 @@ def work_of(call: Call) -> Work:
     What an op writes is its outputs, whether it returns them or changes arguments in place.
     """
     arguments = call.func._schema.arguments
-    named = _named(call)
+    named = named_arguments(call)
     changed = {a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write}
     written = {a.name for a in arguments if a.is_out}  # given as out=: not read
     if call.name == "fsdp::all_gather_copy_in":

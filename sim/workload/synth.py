@@ -134,7 +134,7 @@ class _Synthesis:
         recorder.adopt(batch.items(), "input")
         recorder.modules = ModuleTracker(model)
         builder.mark(STEP, 0, "begin")
-        with torch.no_grad(), recorder.modules.tracking(), _no_garbage_collection(), CudaChoices(), recorder:
+        with torch.no_grad(), recorder.modules.tracking(), no_garbage_collection(), CudaChoices(), recorder:
             outputs = model(**batch, **no_cache(model))
             loss = recorder.block_of(to_local(outputs.loss))
             builder.synchronize()
@@ -157,7 +157,7 @@ class _Synthesis:
             recorder.adopt(batch.items(), "input")
         recorder.modules = ModuleTracker(step.model)
         builder.mark(STEP, 0, "begin")
-        with recorder.modules.tracking(), _no_garbage_collection(), recorder:
+        with recorder.modules.tracking(), no_garbage_collection(), recorder:
             step.run(batches, recorder)
             builder.synchronize()
             builder.mark(STEP, 0, "end")
@@ -165,7 +165,7 @@ class _Synthesis:
 
 
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Frees come from reference counts alone: the same in every run, whatever else the process has allocated."""
     gc.collect()
     was_enabled = gc.isenabled()

@@ -1,0 +1,94 @@
+"""Where tensors are: in this build of PyTorch every fake tensor is on the CPU; the GPU's are remembered here.
+
+What an op makes is on the GPU where one of its inputs is, and what a factory makes is where it was asked for.  A
+script that names no GPU at all runs as if everything were on one, as a script without ``.to("cuda")`` is meant to be
+judged by its work, not by its device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+
+class Places:
+    """Which storages are in a GPU's memory, and which are pinned."""
+
+    def __init__(self) -> None:
+        self.gpu_named = False
+        self.all_on_gpu = False
+        self.default_is_gpu = False
+        self._on_gpu: dict[int, weakref.ref[Any]] = {}
+        self._on_host: dict[int, weakref.ref[Any]] = {}
+        self._pinned: dict[int, weakref.ref[Any]] = {}
+        self._asked: bool | None = None
+        self._around = False
+
+    def on_gpu(self, tensor: torch.Tensor) -> bool:
+        return self.holds(tensor.untyped_storage()._cdata)
+
+    def holds(self, key: int) -> bool:
+        """Whether the GPU holds the storage of that key (``UntypedStorage._cdata``)."""
+        return key not in self._on_host if self.all_on_gpu else key in self._on_gpu
+
+    def keep_on_host(self, tensor: torch.Tensor) -> None:
+        """Also where a script names no GPU: an optimizer's step counters."""
+        self._on_gpu.pop(tensor.untyped_storage()._cdata, None)
+        _remember(self._on_host, tensor)
+
+    def is_pinned(self, tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._pinned
+
+    def put_on_gpu(self, tensor: torch.Tensor) -> None:
+        _remember(self._on_gpu, tensor)
+
+    def pin(self, tensors: Iterable[torch.Tensor]) -> None:
+        for tensor in tensors:
+            _remember(self._pinned, tensor)
+
+    @contextlib.contextmanager
+    def asking(self, gpu: bool | None, around: bool) -> Iterator[None]:
+        """One call of a torch function: ``gpu`` is where its result was asked to be, if it was; ``around`` whether
+        the call concerns tensors on the GPU, which is where what its inside makes belongs."""
+        before = self._asked, self._around
+        self._asked, self._around = gpu, around
+        if gpu:
+            self.gpu_named = True
+        try:
+            yield
+        finally:
+            self._asked, self._around = before
+
+    @property
+    def moving(self) -> bool | None:
+        """Where the result of the call that is under way was asked to be."""
+        return self._asked
+
+    def place(self, inputs: Iterable[torch.Tensor], made: Iterable[torch.Tensor]) -> None:
+        """Say where what an op made is."""
+        inputs = list(inputs)
+        if self._asked is not None:
+            gpu = self._asked
+        elif inputs:
+            gpu = any(self.on_gpu(t) for t in inputs)
+        else:
+            gpu = self._around or torch._C._current_autograd_node() is not None
+        if gpu:
+            for tensor in made:
+                self.put_on_gpu(tensor)
+
+
+def _remember(kept: dict[int, weakref.ref[Any]], tensor: torch.Tensor) -> None:
+    storage = tensor.untyped_storage()
+    key: int = storage._cdata
+    if key not in kept:
+        kept[key] = weakref.ref(storage, partial(_forget, kept, key))
+
+
+def _forget(kept: dict[int, weakref.ref[Any]], key: int, _reference: Any) -> None:
+    kept.pop(key, None)
