@@ -381,7 +381,12 @@ def _of_model(config: Path | None, given: dict[str, Any]) -> OpGraph:
 
 
 def _of_script(
-    script: str, args: Sequence[str], warmup: int | None, assume_value: float | None, parallel: str | None, **others: Any
+    script: str,
+    args: Sequence[str],
+    warmup: int | None,
+    assume_value: float | None,
+    parallel: str | None,
+    **others: Any,
 ) -> OpGraph:
     from sim.workload.script.spec import script_spec
 

@@ -32,9 +32,9 @@ class GpuFace(CudaChoices):
         self._constructors = _device_constructors()
         tensor = torch.Tensor
         answers: dict[Any, Callable[..., Any]] = {
-            tensor.device.__get__: self._device,  # type: ignore[attr-defined]
-            tensor.is_cuda.__get__: self.places.on_gpu,  # type: ignore[attr-defined]
-            tensor.is_cpu.__get__: lambda t: not self.places.on_gpu(t),  # type: ignore[attr-defined]
+            tensor.device.__get__: self._device,
+            tensor.is_cuda.__get__: self.places.on_gpu,
+            tensor.is_cpu.__get__: lambda t: not self.places.on_gpu(t),
             tensor.get_device: lambda t: 0 if self.places.on_gpu(t) else -1,
             tensor.to: self._to,
             tensor.cuda: lambda t, device=None, non_blocking=False, **_: self._to(t, GPU, non_blocking=non_blocking),
@@ -80,12 +80,14 @@ class GpuFace(CudaChoices):
     def _is_first(self, device: torch.device) -> None:
         if device.type == "cuda" and device.index:
             place = self.recorder.place_of_script()
-            raise Refused(f"{place}: `{place.text}` asks for {device}: a script of one GPU is synthesized, which is cuda:0")
+            raise Refused(
+                f"{place}: `{place.text}` asks for {device}: a script of one GPU is synthesized, which is cuda:0"
+            )
 
     def _device(self, tensor: torch.Tensor) -> torch.device:
         if self.places.on_gpu(tensor):
             return GPU
-        device: torch.device = torch.Tensor.device.__get__(tensor)  # type: ignore[attr-defined]
+        device: torch.device = torch.Tensor.device.__get__(tensor)
         return device
 
     def _to(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -95,7 +97,10 @@ class GpuFace(CudaChoices):
         other = args[0] if args and isinstance(args[0], torch.Tensor) else kwargs.pop("other", None)
         if other is not None:
             device, dtype, rest = self._device(other), other.dtype, args[1:]
-            non_blocking, layout = bool(rest and rest[0]) or bool(kwargs.get("non_blocking")), kwargs.get("memory_format")
+            non_blocking, layout = (
+                bool(rest and rest[0]) or bool(kwargs.get("non_blocking")),
+                kwargs.get("memory_format"),
+            )
         else:
             device, dtype, non_blocking, layout = torch._C._nn._parse_to(*map(_as_device, args), **_devices(kwargs))
         if device is not None:

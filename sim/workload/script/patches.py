@@ -42,7 +42,18 @@ def as_on_a_gpu(face: GpuFace) -> Iterator[None]:
             if hasattr(place, name):
                 stack.enter_context(unittest.mock.patch.object(place, name, value))
 
-        for patch in (_cuda, _autocast, _backward, _optimizers, _modules, _data, _profilers, _refusals):
+        for patch in (
+            _cuda,
+            _autocast,
+            _backward,
+            _optimizers,
+            _modules,
+            _data,
+            _profilers,
+            _files,
+            _generators,
+            _refusals,
+        ):
             patch(face, put)
         yield
 
@@ -81,8 +92,8 @@ def _cuda(face: GpuFace, put: Put) -> None:
     for name, answer in stand_ins.items():
         put(cuda, name, asked(name, answer))
     put(cuda, "synchronize", device.synchronize)
-    for name, answer in zip(("Stream", "Event"), device.classes(), strict=True):
-        put(cuda, name, answer)
+    for name, kind in zip(("Stream", "Event"), device.classes(), strict=True):
+        put(cuda, name, kind)
     for name in ("current_stream", "default_stream", "stream", "set_stream"):
         put(cuda, name, getattr(device, name))
     put(cuda, "device", lambda *_: contextlib.nullcontext())
@@ -139,6 +150,7 @@ def _backward(face: GpuFace, put: Put) -> None:
 
 def _optimizers(face: GpuFace, put: Put) -> None:
     """Fake parameters are of a class of their own, which the choice of an implementation does not know."""
+    import torch.distributed.tensor  # adds its own class to the list when it is first imported
     from torch.optim import optimizer
     from torch.utils import _foreach_utils
 
@@ -244,6 +256,29 @@ def _profilers(face: GpuFace, put: Put) -> None:
     put(torch.cuda.profiler, "profile", _NoProfiler)
     for name in ("start", "stop", "init"):
         put(torch.cuda.profiler, name, _constant(None))
+
+
+def _files(face: GpuFace, put: Put) -> None:
+    """Checkpoints of tensors without values are not written."""
+
+    def left_out(*_: Any, **__: Any) -> None:
+        face.recorder.told[f"a file of tensors at {face.recorder.place_of_script()} was not written"] += 1
+
+    put(torch, "save", left_out)
+    if "safetensors.torch" in sys.modules:
+        put(sys.modules["safetensors.torch"], "save_file", left_out)
+
+
+def _generators(face: GpuFace, put: Put) -> None:
+    make = torch.Generator
+
+    class Generator:
+        """The GPU's random numbers come from a generator of the CPU's, for no value of them is seen."""
+
+        def __new__(cls, device: Any = "cpu") -> Any:
+            return make()
+
+    put(torch, "Generator", Generator)
 
 
 def _refusals(face: GpuFace, put: Put) -> None:

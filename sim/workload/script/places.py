@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,12 @@ class Places:
         """Also where a script names no GPU: an optimizer's step counters."""
         self._on_gpu.pop(tensor.untyped_storage()._cdata, None)
         _remember(self._on_host, tensor)
+
+    def are_mixed(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether some are on the GPU and some, that are no single numbers, are not: PyTorch would refuse."""
+        if self.all_on_gpu or len(tensors) < 2:
+            return False
+        return any(map(self.on_gpu, tensors)) and any(t.dim() and not self.on_gpu(t) for t in tensors)
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
         return tensor.untyped_storage()._cdata in self._pinned

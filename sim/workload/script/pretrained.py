@@ -23,7 +23,8 @@ from sim.workload.script.recorder import ScriptRecorder
 
 OF_LOADING = (
     "dtype", "torch_dtype", "config", "device_map", "trust_remote_code", "cache_dir", "revision", "token",
-    "local_files_only", "low_cpu_mem_usage", "use_safetensors", "force_download", "subfolder", "ignore_mismatched_sizes",
+    "local_files_only", "low_cpu_mem_usage", "use_safetensors", "force_download", "subfolder",
+    "ignore_mismatched_sizes",
 )  # fmt: skip
 Change = Callable[[types.ModuleType, contextlib.ExitStack], None]
 

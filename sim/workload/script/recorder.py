@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from sim.ops import Category
 from sim.workload.builder import ProgramBuilder
 from sim.workload.record import (
+    FACTORIES,
     FILLED,
     MASKING,
     NO_BLOCK,
@@ -39,10 +40,14 @@ from sim.workload.record import (
 )
 from sim.workload.script.places import Places
 
+COPIES = ("aten::_to_copy", "aten::lift_fresh", "aten::lift_fresh_copy")
+# Ops that take tensors of the host beside the GPU's on a real GPU too: copies, indices, moves of what a tensor is.
+MIXING = (*COPIES, "aten::copy_", "aten::index", "aten::index_put", "aten::index_put_", "aten::set_")
 RANDOM = frozenset("aten::" + name for name in ("rand", "randn", "randint", "randperm"))
+# What a script makes so, outside of its modules, is its data.
+GIVEN = RANDOM | FACTORIES
 # Larger tensors are hardly looked into: so many integers, or other numbers, are computed where the host makes them.
 KNOWN_INTEGERS, KNOWN_NUMBERS = 1 << 20, 1 << 12
-COPIES = ("aten::_to_copy", "aten::lift_fresh", "aten::lift_fresh_copy")
 FIRST_SCALE = 65536.0
 
 
@@ -91,7 +96,7 @@ class ScriptRecorder(Recorder):
         self._places = places
         self._assume = assume
         self._seen: dict[int, weakref.ref[Any]] = {}
-        self._from_host: set[int] = set()
+        self._given: dict[int, Owner] = {}
         self._parameters: Sequence[Any] = ()
 
     # Watching ----------------------------------------
@@ -114,7 +119,9 @@ class ScriptRecorder(Recorder):
         if (name not in FILLED and name not in RANDOM) or self._places.moving or any(map(torch.is_tensor, args)):
             return None
         shape = func(*args, **kwargs)
-        if shape.device.type != "cpu" or shape.numel() > (KNOWN_NUMBERS if shape.is_floating_point() else KNOWN_INTEGERS):
+        if shape.device.type != "cpu" or shape.numel() > (
+            KNOWN_NUMBERS if shape.is_floating_point() else KNOWN_INTEGERS
+        ):
             return None
         with unset_fake_temporarily():
             real = func(*args, **kwargs)
@@ -123,16 +130,20 @@ class ScriptRecorder(Recorder):
 
     def _notice(self, name: str, inputs: list[torch.Tensor], fresh: list[torch.Tensor]) -> None:
         self._places.place(inputs, fresh)
+        if name not in MIXING and self._places.are_mixed(inputs):
+            self.told[f"{name} at {self.place_of_script()} takes tensors of the host and of the GPU"] += 1
         for tensor in fresh:
             storage = tensor.untyped_storage()
             key: int = storage._cdata
             self._seen[key] = weakref.ref(storage, partial(self._forget, key))
-            if name in COPIES and inputs and not self._places.on_gpu(inputs[0]):
-                self._from_host.add(key)
+            if (name in COPIES and not self._places.on_gpu(inputs[0])) or (not inputs and name in GIVEN):
+                frame = asking_frame()
+                of_scaler = frame is not None and frame.f_globals.get("__name__") == SCALER
+                self._given[key] = Owner("optimizer", "loss_scale") if of_scaler else Owner("input", name)
 
     def _forget(self, key: int, _reference: Any) -> None:
         self._seen.pop(key, None)
-        self._from_host.discard(key)
+        self._given.pop(key, None)
 
     # The step ----------------------------------------
 
@@ -145,7 +156,7 @@ class ScriptRecorder(Recorder):
             if storage is None or not self._places.holds(key):
                 continue
             self._watched[key] = weakref.ref(storage, partial(self._gone, key))
-            owner = owners.get(key) or Owner("input" if key in self._from_host else "temporary", "from before")
+            owner = owners.get(key) or self._given.get(key) or Owner("temporary", "from before")
             self._allocate(key, storage.nbytes(), owner.category, owner.name)
         self._forward.clear()
         self.stopped = False
@@ -183,9 +194,17 @@ class ScriptRecorder(Recorder):
         pinned = self._places.is_pinned(host)
         memory = "Pinned" if pinned else "Pageable"
         name = f"Memcpy HtoD ({memory} -> Device)" if to_gpu else f"Memcpy DtoH (Device -> {memory})"
+        if to_gpu:
+            self._is_input(ends.target)
         self.builder.copy(name, "h2d" if to_gpu else "d2h", nbytes([ends.target]), [b for b in blocks if b != NO_BLOCK])
         if not (non_blocking and pinned):
             self.builder.synchronize("cudaStreamSynchronize")
+
+    def _is_input(self, tensor: torch.Tensor) -> None:
+        block = self.block_of(tensor)
+        if block in self._forward:
+            self._forward.remove(block)
+            self.builder.categorize(block, "input")
 
     # Values ----------------------------------------
 

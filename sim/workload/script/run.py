@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import runpy
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -25,7 +27,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sim.errors import InputError, UserError
-from sim.graph import OpGraph, Program, RankProgram
+from sim.graph import OpGraph, RankProgram
 from sim.workload.builder import ProgramBuilder
 from sim.workload.capture.cutting import cut_by_optimizer
 from sim.workload.modules import ModuleTracker
@@ -39,9 +41,10 @@ from sim.workload.script.spec import ScriptSpec, provenance
 from sim.workload.synth import STEP, no_garbage_collection
 
 Tell = Callable[[str], None]
+NO_VALUES = "values, which a run without data does not have"
 UNKNOWN = (
-    (DynamicOutputShapeException, "makes a tensor whose shape depends on values, which a run without data does not have"),
-    (DataDependentOutputException, "depends on values, which a run without data does not have"),
+    (DynamicOutputShapeException, f"makes a tensor whose shape depends on {NO_VALUES}"),
+    (DataDependentOutputException, f"depends on {NO_VALUES}"),
     (UnsupportedFakeTensorException, "is not possible without data"),
     (UnsupportedOperatorException, "runs a kernel that says nothing of its shapes: give it a fake implementation"
      " (torch.library.register_fake)"),
@@ -65,7 +68,9 @@ def synthesize_script(spec: ScriptSpec, tell: Tell = lambda doing: None) -> OpGr
         programs=(run.builder.program(),),
         ranks=(RankProgram(0, 0),),
         works=tuple(run.builder.works),
-        warnings=tuple(f"{what}{f' ({times} times)' if times > 1 else ''}" for what, times in run.recorder.told.items()),
+        warnings=tuple(
+            f"{what}{f' ({times} times)' if times > 1 else ''}" for what, times in run.recorder.told.items()
+        ),
         provenance={**provenance(spec), "torch": torch.__version__.split("+")[0]},
     )
     graph.check()
@@ -93,10 +98,7 @@ class _Run:
         face = GpuFace(self.places, self.recorder)
         self._tell(f"running {self.spec.path.name} under fake tensors")
         try:
-            with (
-                self._as_main(), self._tracking, self._watching(), cut_by_optimizer(self._step_ended), _seeded(),
-                as_on_a_gpu(face), without_weights(self.recorder), no_garbage_collection(), self._fake, face, self.recorder,
-            ):  # fmt: skip
+            with self._as_main(), self._surroundings(face), self._fake, face, self.recorder:
                 runpy.run_path(str(self.spec.path), run_name="__main__")
         except _Enough:
             return
@@ -108,6 +110,24 @@ class _Run:
         except Exception as error:
             raise UserError(self._failure(error)) from error
         raise InputError(self.spec.path, f"ended by itself {self._too_early()}")
+
+    @contextlib.contextmanager
+    def _surroundings(self, face: GpuFace) -> Iterator[None]:
+        """What is otherwise while it runs, and who watches it."""
+        surroundings = (
+            self._tracking,
+            self._watching(),
+            cut_by_optimizer(self._step_ended),
+            _seeded(),
+            _quiet(),
+            as_on_a_gpu(face),
+            without_weights(self.recorder),
+            no_garbage_collection(),
+        )
+        with contextlib.ExitStack() as stack:
+            for context in surroundings:
+                stack.enter_context(context)
+            yield
 
     # Steps ----------------------------------------
 
@@ -186,9 +206,7 @@ class _Run:
 
     def _too_early(self) -> str:
         if not self._steps:
-            return (
-                "before its first step: nothing was recorded; steps are cut where an optimizer of torch.optim steps"
-            )
+            return "before its first step: nothing was recorded; steps are cut where an optimizer of torch.optim steps"
         return (
             f"after {self._steps} optimizer step{'s' * (self._steps > 1)}, of which {self.spec.warmup} are left out:"
             " nothing was recorded; let the script make more steps"
@@ -227,12 +245,28 @@ class _Run:
 @contextlib.contextmanager
 def _seeded() -> Iterator[None]:
     """Random numbers are the same in every run, and afterwards as if there had been none."""
-    python, torchs = random.getstate(), torch.get_rng_state()
+    python, torchs, numpys = random.getstate(), torch.get_rng_state(), numpy.random.get_state()
     random.seed(0)
+    numpy.random.seed(0)
     torch.manual_seed(0)
-    with warnings.catch_warnings():
-        try:
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(numpys)
+        torch.set_rng_state(torchs)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What PyTorch says of fake tensors is for its developers."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+            warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar")
             yield
-        finally:
-            random.setstate(python)
-            torch.set_rng_state(torchs)
+    finally:
+        logger.setLevel(level)

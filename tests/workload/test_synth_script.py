@@ -1,0 +1,380 @@
+"""synth -- SCRIPT.py: a script's step against the same model's by name, against the real run, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import runpy
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.tensor
+from torch.profiler import ProfilerActivity, profile
+
+import sim
+from sim.errors import UserError
+from sim.graph import OpGraph
+from sim.ops import Alloc, Copy, Free, HostCall, Kernel, Mark, Op
+from sim.workload.capture.cutting import cut_by_optimizer
+from sim.workload.script.run import synthesize_script
+from sim.workload.script.spec import ScriptSpec
+from sim.workload.synth import SynthSpec, synthesize
+from tests.workload.real_step import kernels_of, peak_bytes
+from tests.workload.tiny_models import model_folder
+
+TRAIN = Path(__file__).parent / "train_script.py"
+GPT2_LOOP = Path(__file__).parent / "gpt2_loop.py"
+
+
+def of_script(path: Path, *args: str, **options: Any) -> OpGraph:
+    return synthesize_script(ScriptSpec(path, args, **options))
+
+
+def ops_of(graph: OpGraph) -> tuple[Op, ...]:
+    return graph.programs[0].ops
+
+
+def kernels(graph: OpGraph) -> list[tuple[str, Any, Any]]:
+    """Name and tensors of every kernel, in order; numbers such as a learning rate are not compared."""
+    works = [(op.name, graph.works[op.work or 0]) for op in ops_of(graph) if isinstance(op, Kernel)]
+    return [(name, work.inputs, work.outputs) for name, work in works]
+
+
+def bytes_by_category(graph: OpGraph) -> Counter[str]:
+    """What is there when the step begins."""
+    total: Counter[str] = Counter()
+    for op in ops_of(graph):
+        if isinstance(op, Mark):
+            break
+        if isinstance(op, Alloc):
+            total[op.category] += op.bytes
+    return total
+
+
+def peak(graph: OpGraph, of_step_alone: bool = False) -> int:
+    """The most that is allocated at once; of what the step itself allocates, as a profile of it sees."""
+    live = most = 0
+    sizes: dict[int, int] = {}
+    counts = not of_step_alone
+    for op in ops_of(graph):
+        counts = counts or isinstance(op, Mark)
+        if isinstance(op, Alloc):
+            sizes[op.block] = op.bytes if counts else 0
+            live += sizes[op.block]
+            most = max(most, live)
+        elif isinstance(op, Free):
+            live -= sizes[op.block]
+    return most
+
+
+# The same as by name -------------------------------------------------------------------------------------------------
+
+UPDATE_SCALE = "aten::_amp_update_scale_"
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ((), {}),
+        (("--amp", "bfloat16", "--clip", "1.0"), {"autocast": "bfloat16", "max_grad_norm": 1.0}),
+        (("--amp", "float16"), {"autocast": "float16", "loss_scaling": True}),
+        (("--sgd", "--accumulate", "2"), {"optimizer": "sgd", "momentum": 0.9, "micro_batches": 2}),
+    ],
+    ids=str,
+)
+def test_a_scripts_step_is_that_of_the_model_by_name(
+    tmp_path: Path, words: tuple[str, ...], options: dict[str, Any]
+) -> None:
+    folder = model_folder(tmp_path / "model", "gpt2")
+    script = of_script(TRAIN, folder, *words)
+    model = synthesize(SynthSpec(model=folder, batch=2, seq=16, mode="train", **options))
+    ran, named = kernels(script), kernels(model)
+    if "loss_scaling" in options:
+        # The script's step is cut where the optimizer's ends: the scaler's update is then the first of the next.
+        assert ran[0][0] == named[-1][0] == UPDATE_SCALE
+        ran = [*ran[1:], ran[0]]
+    assert ran == named
+    # Two micro-batches by name are two batches of 2 x 16 tokens of 8 bytes; the script has one.  The scaler's result
+    # (whether anything overflowed, 4 bytes) is still there when the script's next step begins.
+    batches = 2 * 16 * 8 * (options.get("micro_batches", 1) - 1)
+    overflow = 4 if "loss_scaling" in options else 0
+    assert peak(script) == peak(model) - batches + overflow
+    there, expected = bytes_by_category(script), bytes_by_category(model)
+    assert there["parameter"] == expected["parameter"] and there["input"] == expected["input"] - batches
+
+
+def test_a_script_without_a_gpu_counts_as_on_one_and_says_so() -> None:
+    graph = of_script(GPT2_LOOP, "--iterations", "3", "--batch", "2")
+    assert graph.warnings == ("the script names no GPU: all of its tensors count as one's",)
+    names = [name for name, _, _ in kernels(graph)]
+    assert names.count("aten::_foreach_addcdiv_") == 1  # the implementation that AdamW takes for CUDA parameters
+    assert not any(isinstance(op, Copy) for op in ops_of(graph))
+
+
+def test_too_few_steps_are_told() -> None:
+    with pytest.raises(UserError, match="ended by itself after 1 optimizer step, of which 1 are left out"):
+        of_script(GPT2_LOOP, "--iterations", "1")
+
+
+# The same as a real run ----------------------------------------------------------------------------------------------
+
+
+def profiled_script(path: Path, *args: str) -> Any:
+    """The profile of a real script's second step on this CPU, cut where its optimizer's step ends."""
+    steps = 0
+    profiler = profile(activities=[ProfilerActivity.CPU], acc_events=True, profile_memory=True)
+
+    class Enough(BaseException):
+        pass
+
+    def step_ended() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 1:
+            profiler.start()
+        elif steps == 2:
+            profiler.stop()
+            raise Enough
+
+    argv, sys.argv = sys.argv, [str(path), *args]
+    try:
+        with cut_by_optimizer(step_ended), contextlib.suppress(Enough):
+            runpy.run_path(str(path), run_name="__main__")
+    finally:
+        sys.argv = argv
+    return profiler
+
+
+def test_a_scripts_step_has_the_ops_and_the_peak_of_the_real_run(tmp_path: Path) -> None:
+    words = (model_folder(tmp_path / "model", "gpt2"), "--sgd", "--clip", "1.0", "--attention", "eager")
+    graph = of_script(TRAIN, *words)
+    made = [name for name, _, _ in kernels(graph)]
+    profiled = profiled_script(TRAIN, *words)
+    assert kernels_of(profiled, set(made)) == without_scalar_fills(made)
+    assert peak(graph, of_step_alone=True) == pytest.approx(peak_bytes(profiled), rel=0.01)
+
+
+def without_scalar_fills(names: list[str]) -> list[str]:
+    """Without the second of two fills before a ``where``: its scalar, which the CPU fills inside its allocation."""
+    fill, where = "aten::fill_", "aten::where"
+    return [n for i, n in enumerate(names) if not (n == fill and names[i - 1 : i + 2] == [fill, fill, where])]
+
+
+# What a script does --------------------------------------------------------------------------------------------------
+
+LOOP = """
+import sys, torch
+from torch import nn
+device = "cuda" if torch.cuda.is_available() else "cpu"
+model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8)).to(device)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+{before}
+for step in range(3):
+    optimizer.zero_grad()
+    x = torch.randn(4, 8, device=device)
+    loss = model(x).pow(2).mean()
+    loss.backward()
+    optimizer.step()
+    {body}
+"""
+BODY_LINE = 14
+
+
+def script(tmp_path: Path, body: str = "pass", before: str = "") -> Path:
+    path = tmp_path / "train.py"
+    path.write_text(LOOP.format(body=body, before=before))
+    return path
+
+
+def test_memory_is_told_apart(tmp_path: Path) -> None:
+    # Two layers of 8 x 8 weights and 8 biases in float32; the gradients are there until zero_grad, x (4 x 8) and the
+    # loss until they are made anew.
+    at_begin = bytes_by_category(of_script(script(tmp_path)))
+    assert at_begin["parameter"] == at_begin["gradient"] == 2 * (64 + 8) * 4
+    assert at_begin["input"] == 4 * 8 * 4 and at_begin["temporary"] == 4
+
+
+def test_batches_of_a_loader_are_copied_to_the_gpu(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text("""
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+model = torch.nn.Linear(8, 10).cuda()
+optimizer = torch.optim.AdamW(model.parameters())
+data = TensorDataset(torch.randn(20, 8), torch.randint(0, 10, (20,)))
+for x, y in DataLoader(data, batch_size=4, shuffle=True, num_workers=2, pin_memory=True):
+    x, y = x.to("cuda", non_blocking=True), y.to("cuda")
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+""")
+    ops = ops_of(of_script(path))
+    copies = [(op.kind, op.bytes, op.name) for op in ops if isinstance(op, Copy)]
+    pinned = "Memcpy HtoD (Pinned -> Device)"
+    assert copies == [("h2d", 4 * 8 * 4, pinned), ("h2d", 4 * 8, pinned)]
+    # Only the second copy is waited for, and the device when the step ends.
+    assert [op.name for op in ops if isinstance(op, HostCall) and op.waits] == [
+        "cudaStreamSynchronize",
+        "cudaDeviceSynchronize",
+    ]
+
+
+def test_values_that_the_script_made_itself_are_known(tmp_path: Path) -> None:
+    before = """
+rates = [r.item() for r in torch.linspace(0, 0.1, 3)]
+order = torch.randperm(4).tolist()
+assert sorted(order) == [0, 1, 2, 3] and rates[0] == 0.0 and float(torch.tensor(2.5)) == 2.5
+numbers = torch.zeros(3); numbers[1] = 2; assert numbers.sum() == 2
+"""
+    assert of_script(script(tmp_path, before=before)).warnings == ()
+
+
+def test_reads_are_answered_where_an_answer_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    body = "print(loss.item(), f'{loss:.1f}', bool(loss > 0), loss.cpu().numpy().shape)"
+    path = script(tmp_path, body)
+    graph = of_script(path, assume_value=0.5)
+    assert capsys.readouterr().out == "0.5 0.5 True ()\n"  # after the first step; the second is cut before it
+    assert graph.warnings == (f"values read at {path}, line {BODY_LINE} were answered with 0.5 (4 times)",)
+    copies = [op for op in ops_of(graph) if isinstance(op, Copy)]
+    assert [(op.kind, op.bytes) for op in copies] == [("d2h", 4)] * 2 + [("d2h", 1), ("d2h", 4)]
+
+
+def test_the_script_finds_what_python_gives_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "beside.py").write_text("WORD = 'beside'\n")
+    before = "import beside; print(sys.argv, __name__, __file__, beside.WORD, next(model.parameters()).device)"
+    path = script(tmp_path, before=before)
+    before_run = list(sys.path), list(sys.argv), torch.cuda.is_available(), torch.randn(2)
+    of_script(path, "--lr", "3")
+    assert capsys.readouterr().out == f"['{path}', '--lr', '3'] __main__ {path} beside cuda:0\n"
+    assert (sys.path, sys.argv, torch.cuda.is_available()) == before_run[:3] and "beside" not in sys.modules
+    assert type(torch.randn(2)) is torch.Tensor
+
+
+def test_the_same_script_gives_the_same_graph(tmp_path: Path) -> None:
+    assert of_script(script(tmp_path)) == of_script(script(tmp_path))
+
+
+def test_attention_inside_of_torchs_own_modules_is_a_gpus(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text("""
+import torch
+layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).cuda().bfloat16()
+optimizer = torch.optim.AdamW(layer.parameters())
+for _ in range(2):
+    layer(torch.randn(2, 4, 16, device="cuda", dtype=torch.bfloat16)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+""")
+    names = Counter(name for name, _, _ in kernels(of_script(path)))
+    assert names["aten::_scaled_dot_product_flash_attention"] == 1
+    assert names["aten::native_dropout"] == 3  # the attention's own is inside its kernel
+    assert names["aten::_fused_adamw_"] == 0 and names["aten::_foreach_addcdiv_"] == 1
+
+
+def test_a_side_stream_and_its_waits_are_written_down(tmp_path: Path) -> None:
+    body = """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        y = x * 2
+    torch.cuda.current_stream().wait_stream(side)
+    z = x * 3
+"""
+    path = script(tmp_path, before="")
+    path.write_text(path.read_text().replace("    loss = model", f"{body}    loss = model"))
+    graph = of_script(path)
+    ops, lanes = ops_of(graph), graph.programs[0].lanes
+    products = [op for op in ops if isinstance(op, Kernel) and op.name == "aten::mul"][:2]
+    assert [lanes[op.lane].name for op in products] == ["stream 2", "compute"]  # the first step's was the first
+    assert ops[products[0].after[0]].lane == 1 and ops.index(products[0]) in products[1].after
+
+
+# What is refused -----------------------------------------------------------------------------------------------------
+
+READS = "reads the value of a tensor, which a run without data does not have"
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("print(loss.item())", f"`print(loss.item())` {READS}"),
+        ("print(loss)", READS),
+        ("x.cpu().numpy()", READS),
+        ("if loss < 1: break", READS),
+        ("x[x > 0]", "`x[x > 0]` makes a tensor whose shape depends on values"),
+        ("model = torch.compile(model)", "torch.compile: compiled models are not synthesized"),
+        ("torch.distributed.init_process_group('nccl')", "a script of one GPU is synthesized"),
+        ("x.to('cuda:1')", "asks for cuda:1: a script of one GPU is synthesized"),
+        ("open('/nowhere/data.bin')", "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/data.bin'"),
+        ("raise ValueError('no\\nsuch thing')", "ValueError: no such thing"),
+        ("x @ x", "RuntimeError: a and b must have same reduction dim"),
+    ],
+)
+def test_what_cannot_be_without_data_is_told_with_its_line(tmp_path: Path, body: str, told: str) -> None:
+    path = script(tmp_path, body)
+    with pytest.raises(UserError) as caught:
+        of_script(path)
+    assert str(caught.value).startswith(f"{path}, line {BODY_LINE}: ") and told in str(caught.value)
+    assert not torch.cuda.is_available()
+
+
+def test_how_a_script_ends_by_itself_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="exit code 3 after 1 optimizer step"):
+        of_script(script(tmp_path, "sys.exit(3)"))
+    with pytest.raises(UserError, match="before its first step"):
+        of_script(script(tmp_path, before="sys.exit('no data')"))
+
+
+def test_a_syntax_error_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text("import torch\nmodel = = 3\n")
+    with pytest.raises(UserError, match=r"train\.py, line 2: SyntaxError"):
+        of_script(path)
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "sim", *words], capture_output=True, text=True, check=False)
+
+
+def test_the_command_writes_a_workload_that_can_be_replayed(tmp_path: Path) -> None:
+    out = tmp_path / "step.workload.json.gz"
+    done = command("synth", "--out", str(out), "--assume-value", "1", "--", str(script(tmp_path, "loss.item()")))
+    assert done.returncode == 0 and "train.py, 1 rank" in done.stdout and not done.stderr
+    graph, _ = sim.read(out)
+    assert graph.name == "train.py" and "line 14 were answered with 1" in graph.warnings[0]
+    step = sim.summarize(sim.replay(sim.place(graph, sim.load_topology("a5000x1"))))
+    assert step.step_ms > 0 and step.peak_allocated_bytes > 0
+
+
+def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "step.workload.json.gz"
+    done = command("synth", "--out", str(out), "--", str(script(tmp_path, "loss.item()")))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "line 14" in done.stderr
+    assert not out.exists()
+
+
+def test_options_that_cannot_be_are_told_together(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        ScriptSpec(tmp_path / "none.py", warmup=0, parallel="fsdp=2").check()
+    assert all(word in str(caught.value) for word in ("none.py: no such script", "--warmup 0", "--parallel fsdp=2"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    """Whatever is changed in PyTorch while a script runs is put back."""
+    before = replaced()
+    yield
+    assert replaced() == before
+
+
+def replaced() -> tuple[Any, ...]:
+    return torch.save, foreach_types(), torch.nn.Module.compile, torch.cuda.Stream, torch.autocast.__init__
+
+
+def foreach_types() -> list[type]:
+    return list(sys.modules["torch.optim.optimizer"]._foreach_supported_types)
