@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test lint validate bench seed clean
+.PHONY: setup demo test lint validate accuracy bench seed clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,11 @@ lint: setup
 validate: setup
 	$(BIN)/python tools/validate_seed.py
 	$(BIN)/python -m pytest -m "validation or slow"
+	$(BIN)/python tools/accuracy.py --check
+
+# docs/accuracy.md anew, from the measured data beside this checkout.
+accuracy: setup
+	$(BIN)/python tools/accuracy.py
 
 bench: setup
 	$(BIN)/python tools/bench.py

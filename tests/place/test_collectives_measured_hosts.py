@@ -9,7 +9,6 @@ error is that of the median over half an octave.
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -20,26 +19,9 @@ import pytest
 from sim.place.collectives import plan
 from sim.topology import load_topology
 from sim.units import MIB
+from tools.measured_collectives import HOSTS, measured_us
 
 pytestmark = pytest.mark.validation
-
-HOSTS = [
-    ("dgx-a100", "a100_dgx_all_reduce.csv", 2),
-    ("dgx-a100", "a100_dgx_all_reduce.csv", 4),
-    ("dgx-a100", "a100_dgx_all_reduce.csv", 8),
-    ("a100-pcie-pairs", "a100_pairwise_nvlink_all_reduce.csv", 2),
-    ("a100-pcie-pairs", "a100_pairwise_nvlink_all_reduce.csv", 4),
-]
-
-
-def measured(path: Path, ranks: int) -> dict[int, float]:
-    """Microseconds by bytes, for runs inside one host."""
-    times: dict[int, float] = {}
-    with path.open() as file:
-        for row in csv.DictReader(file):
-            if int(row["num_workers"]) == int(row["devices_per_node"]) == ranks:
-                times[int(row["size"])] = float(row["time_stats.all_reduce.median"]) * 1e3
-    return times
 
 
 def errors(topology: str, path: Path, ranks: int) -> dict[int, float]:
@@ -47,7 +29,7 @@ def errors(topology: str, path: Path, ranks: int) -> dict[int, float]:
     machine = load_topology(topology)
     return {
         nbytes: plan(machine, "all_reduce", nbytes, tuple(range(ranks))).call_us / us
-        for nbytes, us in measured(path, ranks).items()
+        for nbytes, us in measured_us(path, ranks).items()
     }
 
 

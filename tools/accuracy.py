@@ -1,0 +1,381 @@
+"""docs/accuracy.md: every reference, our error, the interval and whether it holds, and what every model was fitted to.
+
+    python tools/accuracy.py            write docs/accuracy.md
+    python tools/accuracy.py --check    fail where the committed file says something else
+
+The same checkout writes the same bytes.  References need the measured data beside the checkout (../shared); without it
+nothing is written and nothing is checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import sim
+import tools.fit_kernels as fit
+import tools.validate_seed as seed
+from sim.errors import UserError
+from sim.graph import OpGraph, read
+from sim.place.collective_spread import spread_of
+from sim.place.collectives import plan
+from sim.replay.allocator.snapshot import replay_snapshot
+from sim.replay.engine import run
+from sim.replay.replay import timeline_of
+from sim.report.summary import Summary
+from sim.topology.device import load_device, shipped_devices
+from sim.topology.machine import Machine
+from sim.whatif.ranges import ranges
+from tools.measured_collectives import HOSTS, measured_us
+
+ROOT = fit.ROOT
+SHARED = fit.SHARED
+OUT = ROOT / "docs" / "accuracy.md"
+NESTED = 200  # quantiles that stand for each device's shapes, so that every device weighs the same
+
+Ratios = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Covered(NamedTuple):
+    """How many values of a family of references lie inside their 80 % intervals."""
+
+    family: str
+    inside: int
+    total: int
+    unseen: str
+
+
+class Report:
+    """Lines of the file, and the coverage of the families so far."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.lines: list[str] = []
+        self.covered: list[Covered] = []
+        self.tell = tell
+
+    def section(self, title: str, text: str) -> None:
+        self.tell(title)
+        self.lines += ["", f"## {title}", "", *([text, ""] if text else [])]
+
+    def table(self, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        self.lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+        self.lines += [f"| {' | '.join(row)} |" for row in rows]
+
+    def say(self, text: str) -> None:
+        self.lines += ["", text]
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return "" if value is None else f"{100 * value:+.{digits}f} %"
+
+
+def holds(inside: bool) -> str:
+    return "yes" if inside else "no"
+
+
+# Whole runs ---------------------------------------------------------------------------------------------------------
+
+
+def predicted(graph: OpGraph, machine: Machine) -> Summary:
+    """Replayed on a machine, with its ranges."""
+    ran = run(sim.place(graph, machine))
+    timeline = timeline_of(ran)
+    return ranges(ran, timeline).on(sim.summarize(timeline))
+
+
+def published_table(report: Report) -> None:
+    report.section(
+        "The published table (TorchCAP)",
+        "16 x 1024 tokens, float16, forward, on RTX A5000s; rows with 8 ran on two ranks (traces/seed/README.md). "
+        'Kernel time of one rank in ms, peak allocated in GiB. "Theirs" is the error of its authors\' own estimate. No '
+        "constant is fitted to these rows; all of them are held out.",
+    )
+    times: list[float] = []
+    sizes: list[float] = []
+    inside: list[bool] = []
+    rows = []
+    for row in seed.published_rows():
+        machine = sim.load_topology("a5000x1" if row.printed_gpus == 1 else "a5000x8")
+        told = predicted(read(row.file), machine)
+        low, high = told.kernel_ms_p10, told.kernel_ms_p90
+        assert low is not None and high is not None
+        off, off_gib = seed.error(told.kernel_ms, row.measured_ms), seed.error(seed.peak_gib(told), row.measured_gib)
+        times += [] if off is None else [abs(off)]
+        sizes += [] if off_gib is None else [abs(off_gib)]
+        held = None if row.measured_ms is None else low <= row.measured_ms <= high
+        inside += [] if held is None else [held]
+        rows.append([
+            row.model, "1" if row.printed_gpus == 1 else "8 (2)", _number(row.measured_ms), f"{told.kernel_ms:.2f}",
+            percent(off), f"{low:.0f} to {high:.0f}", "" if held is None else holds(held),
+            percent(seed.error(row.estimated_ms or 0.0, row.measured_ms) if row.estimated_ms else None),
+            _number(row.measured_gib), f"{seed.peak_gib(told):.3f}", percent(off_gib, 2),
+            percent(seed.error(row.estimated_gib or 0.0, row.measured_gib) if row.estimated_gib else None, 2),
+        ])  # fmt: skip
+    heads = ("model", "GPUs", "measured ms", "ours", "error", "80 % interval", "holds", "theirs", "measured GiB",
+             "ours", "error", "theirs")  # fmt: skip
+    report.table(heads, rows)
+    report.say(
+        f"Mean error: time {100 * fmean(times):.1f} % (worst {100 * max(times):.1f} %), memory "
+        f"{100 * fmean(sizes):.2f} % (worst {100 * max(sizes):.2f} %). Memory has no interval: it follows exactly from "
+        "the sequence of allocations."
+    )
+    report.covered.append(Covered("the published table, kernel time", sum(inside), len(inside), "all rows"))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+# Traces and snapshots -----------------------------------------------------------------------------------------------
+
+
+def traces(report: Report) -> None:
+    report.section(
+        "Public traces, replayed as captured",
+        "Every duration is measured, only order and waiting are computed anew: this shows that nothing contradicts the "
+        "traces, not that their parts are right (docs/host.md). Such a replay is in no doubt, so it has no interval. A "
+        "first step that the profiler's start cut is left out.",
+    )
+    rows = []
+    for path in sorted((SHARED / "data" / "traces").iterdir()):
+        try:
+            workload = sim.read(path)
+        except UserError:
+            continue  # a trace without GPU events, which is refused with a message
+        told = sim.summarize(sim.replay(sim.place(workload.graph, None)), workload.measured)
+        pairs = [(row.step_ms, row.measured_ms) for row in told.per_step if row.measured_ms]
+        if not pairs:
+            continue
+        errors = [abs(ours / theirs - 1) for ours, theirs in pairs[len(pairs) > 3 :]]
+        name = path.name.removesuffix(".pt.trace.json.gz")
+        rows.append([name, str(len(pairs)), _number(told.measured_step_ms), _number(told.step_ms),
+                     f"{100 * max(errors):.3f} %"])  # fmt: skip
+    report.table(("trace", "steps", "measured ms, mean", "ours", "worst step"), rows)
+
+
+def snapshots(report: Report) -> None:
+    report.section(
+        "CUDA memory snapshots",
+        "Events of recorded allocators through the simulated one. A recording that began midway holds blocks from "
+        "before it, on which nothing can be said.",
+    )
+    rows = []
+    for path in sorted((SHARED / "data" / "snapshots").glob("*.pickle")):
+        done = replay_snapshot(path)
+        rows.append([
+            path.stem, f"{done.allocations_matched} of {done.allocations_checked}",
+            f"{done.segments_matched} of {done.segments_checked}", str(done.not_predictable),
+        ])  # fmt: skip
+    report.table(("snapshot", "addresses", "segments", "not predictable"), rows)
+
+
+# Collectives --------------------------------------------------------------------------------------------------------
+
+
+def collectives(report: Report) -> None:
+    report.section(
+        "All-reduces on measured hosts",
+        "microsoft/vidur: NCCL's kernels on A100 hosts whose curves the model does not see (medians of rank 0, which "
+        "also waits for ranks that come late). From 1 MiB on, where bytes decide; the spreads of "
+        "`sim/place/collective_spread.py` were taken from these very hosts, so their coverage is no test of them.",
+    )
+    rows = []
+    inside = total = 0
+    for topology, file, ranks in HOSTS:
+        machine = sim.load_topology(topology)
+        ratios, held = [], []
+        for nbytes, us in measured_us(SHARED / "data" / "nccl" / file, ranks).items():
+            if nbytes < 1 << 20:
+                continue
+            planned = plan(machine, "all_reduce", nbytes, tuple(range(ranks)))
+            low, high = spread_of(planned)
+            ratio = us / planned.call_us
+            ratios.append(ratio)
+            held.append(low <= ratio <= high)
+        errors = [abs(1 / ratio - 1) for ratio in ratios]
+        inside, total = inside + sum(held), total + len(held)
+        rows.append([topology, str(ranks), str(len(ratios)), f"{100 * fmean(errors):.1f} %",
+                     f"{100 * median(errors):.1f} %", f"{100 * fmean(held):.0f} %"])  # fmt: skip
+    report.table(("host", "ranks", "sizes", "mean error", "median", "inside the interval"), rows)
+    report.covered.append(Covered("all-reduces from 1 MiB on", inside, total, "no: spreads are from these hosts"))
+
+
+# Kernels ------------------------------------------------------------------------------------------------------------
+
+
+def kernels(report: Report) -> None:
+    gemms, rows = fit.read_gemms(), fit.read_rows()
+    profiles = {name: load_device(name) for name in shipped_devices()}
+    own = fit.judge(gemms, rows, fit.themselves(profiles), everything=False)
+    report.section(
+        "Single kernels on shapes left out",
+        "A fifth of the shapes (those whose CRC-32 of their sizes is a multiple of five) is seen by no fit. The "
+        "intervals are the 10th and 90th percentile of these very ratios by device and class of op; for the coverage "
+        "the shapes left out are halved (by their order) and each half is judged by the other's percentiles.",
+    )
+    _kernel_table(report, own, _halves(own), "single kernels, shapes left out", "yes: half judges half")
+    borrowed = fit.judge(gemms, rows, fit.left_out(profiles), everything=True)
+    report.section(
+        "Single kernels on GPUs left out",
+        "Each GPU predicted from its data sheet and the other GPUs, all shapes, its own curves left out too. The "
+        "shipped intervals of a GPU that was never measured come from all these devices (docs/ranges.md); for the "
+        "coverage each device is judged by the interval that the others give. Products in half precision were measured "
+        "on two devices only, which leaves one to judge by: they are not counted.",
+    )
+    _kernel_table(report, borrowed, _others(borrowed), "single kernels, GPUs left out", "yes: others judge each")
+
+
+def _kernel_table(
+    report: Report, judged: Sequence[fit.Judged], inside: Mapping[tuple[str, str], int], family: str, unseen: str
+) -> None:
+    rows = []
+    for one in judged:
+        errors = np.abs(1 / one.ratio - 1)
+        held = inside[one.device, one.op] / len(errors)
+        rows.append([one.device, one.op, str(len(errors)), f"{100 * errors.mean():.1f} %",
+                     f"{100 * np.median(errors):.1f} %", f"{100 * held:.0f} %"])  # fmt: skip
+    every = np.concatenate([np.abs(1 / one.ratio - 1) for one in judged])
+    rows.append(["all", "all", str(len(every)), f"{100 * every.mean():.1f} %", f"{100 * np.median(every):.1f} %",
+                 f"{100 * sum(inside.values()) / len(every):.0f} %"])  # fmt: skip
+    report.table(("device", "op", "shapes", "mean error", "median", "inside the interval"), rows)
+    report.covered.append(Covered(family, sum(inside.values()), len(every), unseen))
+
+
+def _within(ratio: Ratios, judge: Ratios) -> int:
+    low, high = np.quantile(judge, [0.1, 0.9])
+    return int(((ratio >= low) & (ratio <= high)).sum())
+
+
+def _halves(judged: Sequence[fit.Judged]) -> dict[tuple[str, str], int]:
+    together: dict[tuple[str, str], list[fit.Judged]] = {}
+    for one in judged:
+        together.setdefault((one.device, fit.op_class(one.op)), []).append(one)
+    found = {}
+    for alike in together.values():
+        halves = [np.concatenate([one.ratio[i::2] for one in alike]) for i in range(2)]
+        for one in alike:
+            found[one.device, one.op] = sum(_within(one.ratio[i::2], halves[1 - i]) for i in range(2))
+    return found
+
+
+def _others(judged: Sequence[fit.Judged]) -> dict[tuple[str, str], int]:
+    found = {}
+    grid = np.linspace(0.5 / NESTED, 1 - 0.5 / NESTED, NESTED)
+    for one in judged:
+        others = [
+            np.quantile(other.ratio, grid)
+            for other in judged
+            if fit.op_class(other.op) == fit.op_class(one.op) and other.device != one.device
+        ]
+        found[one.device, one.op] = _within(one.ratio, np.concatenate(others))
+    return found
+
+
+# What was fitted ----------------------------------------------------------------------------------------------------
+
+
+def fitted(report: Report) -> None:
+    report.section(
+        "Every fitted constant, and its data",
+        "From the calibration blocks of topologies/devices (docs/kernels.md says what each number is). Devices that "
+        "are not in this list carry data-sheet figures alone and borrow from the nearest that is.",
+    )
+    report.table(("device", "block", "numbers", "fitted to"), _blocks())
+    report.say("Curves that are measurements themselves, and are read and not fitted:")
+    report.lines.append("")
+    report.table(("file", "curve", "source"), _curves())
+    report.say(
+        "Constants outside of these files: `PROCESS_EXPONENT` (sim/topology/abilities.py: energy by process, from the "
+        "power blocks of T4, A100 and L4); the shares of doubt in common (sim/place/doubt.py, `tools/doubt_shares.py`, "
+        "the same microbenchmarks); the spreads of collectives (sim/place/collective_spread.py, vidur's A100 hosts); "
+        "what host-staged PCIe and NVLink reach of their rates (docs/collectives.md, p2pBandwidthLatencyTest runs). "
+        "The rest is NCCL's, PyTorch's or CUDA's own, each with its source beside it. Nothing is fitted to the "
+        "published table, to the traces, to the snapshots."
+    )
+
+
+def _blocks() -> Iterator[list[str]]:
+    for name in shipped_devices():
+        calibration = load_device(name).calibration
+        for section, value in calibration.model_dump(exclude={"spread"}, exclude_none=True).items():
+            for key, block in value.items() if _is_nested(value) else [("", value)]:
+                numbers = ", ".join(f"{k} {v:g}" for k, v in block.items() if isinstance(v, int | float))
+                if numbers:
+                    yield [name, f"{section} {key}".strip(), numbers, block.get("data") or block.get("source", "")]
+
+
+def _is_nested(value: Mapping[str, Any]) -> bool:
+    return all(isinstance(each, Mapping) for each in value.values())
+
+
+def _curves() -> Iterator[list[str]]:
+    for name in shipped_devices():
+        for curve, block in load_device(name).measured.model_dump(by_alias=True, exclude_none=True).items():
+            yield [f"devices/{name}", curve, block["source"]]
+    for path in sorted((ROOT / "topologies").glob("*.yaml")):
+        for each in sim.load_topology(path.stem).collectives.measured:
+            yield [path.stem, f"{each.kind}, {each.ranks} ranks", each.source]
+
+
+# The whole ----------------------------------------------------------------------------------------------------------
+
+HEAD = """# How right it is
+
+Made by `make accuracy` (tools/accuracy.py); `make validate` fails where it says something else. An error is ours over
+measured, less one. The 80 % intervals are explained in [ranges.md](ranges.md); they should hold four fifths of what is
+measured. Which rows are held out was declared before fitting: the published table, traces, snapshots and hosts wholly,
+of the microbenchmarks a fifth of the shapes and, in turn, each GPU."""
+
+
+def coverage(covered: Sequence[Covered]) -> list[str]:
+    """The families' table; every family weighs the same in the mean, every value in the sum."""
+    lines = ["", "## Do the intervals hold what they say?", "", "| references | inside | of | share | on unseen data |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for one in covered:
+        lines.append(
+            f"| {one.family} | {one.inside} | {one.total} | {100 * one.inside / one.total:.0f} % | {one.unseen} |"
+        )
+    inside, total = sum(one.inside for one in covered), sum(one.total for one in covered)
+    mean = fmean(one.inside / one.total for one in covered)
+    lines += [f"| every value | {inside} | {total} | {100 * inside / total:.0f} % | |",
+              f"| every family the same | | | {100 * mean:.0f} % | |"]  # fmt: skip
+    return lines
+
+
+def made(tell: Callable[[str], None] = lambda doing: None) -> tuple[str, list[Covered]]:
+    """The whole file, and the coverage by family."""
+    report = Report(tell)
+    for part in (published_table, collectives, kernels, traces, snapshots, fitted):
+        part(report)
+    return "\n".join([HEAD, *coverage(report.covered), *report.lines]) + "\n", report.covered
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--check", action="store_true", help="compare with the file that is there")
+    arguments = parser.parse_args()
+    if not SHARED.is_dir():
+        print(f"the measured data ({SHARED}) is not beside this checkout: docs/accuracy.md stays as it is")
+        return 0
+    text, _ = made(lambda doing: print(doing, file=sys.stderr))
+    if not arguments.check:
+        OUT.write_text(text)
+        print(f"{OUT.relative_to(ROOT)} written")
+        return 0
+    if OUT.is_file() and OUT.read_text() == text:
+        print(f"{OUT.relative_to(ROOT)} says what is measured today")
+        return 0
+    print(f"{OUT.relative_to(ROOT)} is not what is measured today; `make accuracy` writes it anew", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
