@@ -16,6 +16,7 @@ import gzip
 import io
 import json
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,12 +25,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from sim.place.kernels.gemm import products, products_us
 from sim.place.kernels.memory import Floats, memory_us
 from sim.place.kernels.rows import RowOp, rows_us
 from sim.topology.abilities import Abilities, resolve
 from sim.topology.calibration import Calibration
 from sim.topology.device import DeviceProfile, load_device, shipped_devices
+from tools.predictive import by_device, new_device_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("TRACESIM_SHARED", ROOT.parent / "shared"))
@@ -473,20 +477,17 @@ def op_class(op: str) -> str:
 
 
 def spreads(own: Iterable[Judged], borrowed: Iterable[Judged]) -> dict[str, dict[str, dict[str, float]]]:
-    """By device and op class: the device's own percentiles, and those of all devices left out."""
-    lent: dict[str, list[Floats]] = {}
+    """By device and op class: the device's own percentiles, and those of one more device than were left out."""
+    lent: dict[str, list[tuple[str, Floats]]] = {}
     for judged in borrowed:
-        lent.setdefault(op_class(judged.op), []).append(judged.ratio)
+        lent.setdefault(op_class(judged.op), []).append((judged.device, judged.ratio))
     mine: dict[tuple[str, str], list[Floats]] = {}
     for judged in own:
         mine.setdefault((judged.device, op_class(judged.op)), []).append(judged.ratio)
     found: dict[str, dict[str, dict[str, float]]] = {}
     for (device, name), ratios in mine.items():
         low, high = np.quantile(np.concatenate(ratios), [0.1, 0.9])
-        # Every device left out counts the same, however many shapes it was measured on.
-        grid = np.linspace(0.005, 0.995, 100)
-        all_lent = np.concatenate([np.quantile(r, grid) for r in lent[name]])
-        far, near = np.quantile(all_lent, [0.1, 0.9])
+        far, near = new_device_interval(list(by_device(lent[name]).values()))
         numbers = {"p10": low, "p90": high, "borrowed_p10": far, "borrowed_p90": near}
         found.setdefault(device, {})[name] = {k: float(f"{v:.3f}") for k, v in numbers.items()}
     return found

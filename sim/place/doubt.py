@@ -178,12 +178,13 @@ def _kernel(work: Work | None, source: DurationSource, profile: DeviceProfile, c
 def _modelled(work: Work | None, profile: DeviceProfile) -> Part:
     """The spread of the class of a kernel: the device's own where it was measured itself."""
     name = op_class(work)
-    spreads = abilities_of(profile).spreads
-    measured = UNMEASURED.get(name, name)
-    lent = spreads[measured]
-    own = lent.own and name not in UNMEASURED
-    low, high = (lent.fit.p10, lent.fit.p90) if own else (lent.fit.borrowed_p10, lent.fit.borrowed_p90)
-    common = 1.0 if name in UNMEASURED else COMMON[name][not own]
+    abilities = abilities_of(profile)
+    if name in UNMEASURED:
+        widest = abilities.spreads[UNMEASURED[name]].fit
+        low, high, own, common = widest.borrowed_p10, widest.borrowed_p90, False, 1.0
+    else:
+        low, high, own = abilities.interval(name)
+        common = COMMON[name][not own]
     source = Source(f"{NAMES[name]} on {profile.full_name}", TRACE if own else CALIBRATE)
     return Part(source, Interval(low, high, common), "" if work is None else _piece(work))
 

@@ -60,6 +60,23 @@ class Abilities(msgspec.Struct, frozen=True):
         """The power limit's rate for that dtype."""
         return self.powers.get(family(dtype))
 
+    def interval(self, name: str) -> tuple[float, float, bool]:
+        """Measured over predicted of a class of kernels (a key of ``spreads``), 10th and 90th percentile, and whether
+        the device's own level is measured: then what is left is how shapes differ, on it or on its nearest kin."""
+        lent = self.spreads[name]
+        known = lent.own or self._measured_itself(name)
+        low, high = (lent.fit.p10, lent.fit.p90) if known else (lent.fit.borrowed_p10, lent.fit.borrowed_p90)
+        return low, high, known
+
+    def _measured_itself(self, name: str) -> bool:
+        """Whether a curve or fit of the device itself sets the level of that class."""
+        dtype = name.removeprefix("gemm_")
+        if dtype != name:
+            curve = self.profile.measured.gemm
+            own = dtype in self.products and self.products[dtype].own
+            return own or (curve is not None and any(family(each) == dtype for each in curve.us))
+        return self.memory.own if name == "elementwise" else False
+
     def tflops(self, dtype: str) -> float:
         """The data sheet's dense rate; a dtype without a rate of its own runs at float32's."""
         rates = self.profile.tflops

@@ -24,7 +24,6 @@ from sim.place.kernels.memory import Floats, floor_us, memory_us
 from sim.place.kernels.rows import RowOp, rows_us
 from sim.timeline import DurationSource
 from sim.topology.abilities import Abilities, abilities_of, family
-from sim.topology.calibration import Spread
 from sim.topology.device import DeviceProfile
 
 # Tensors that an elementwise op reads and writes.  A name that ends in u takes a number in place of its second tensor.
@@ -161,8 +160,7 @@ def kernel_rows(op: str, shapes: Sequence[Shape], dtype: str, device: DeviceProf
     if "m" in wanted:
         columns["batch"] = np.array([s.get("batch", 1) for s in shapes], dtype=np.float64)
     timed = _timed(op, columns, dtype, abilities)
-    spread, own = _spread(op, dtype, abilities)
-    low, high = (spread.p10, spread.p90) if own and not timed.lender else (spread.borrowed_p10, spread.borrowed_p90)
+    low, high, _ = abilities.interval(_spread_name(op, dtype))
     source: DurationSource = "roofline" if timed.lender else "profile"
     total = timed.kernel_us + timed.call_us
     return [
@@ -245,11 +243,8 @@ def _attention(op: str, columns: Mapping[str, Floats], dtype: str, abilities: Ab
     return _Timed(np.maximum(compute, memory), 0.0, bounds, "" if lent.own else lent.device)
 
 
-def _spread(op: str, dtype: str, abilities: Abilities) -> tuple[Spread, bool]:
-    name = (
-        f"gemm_{family(dtype)}" if op in PRODUCTS
-        else "attention" if op in ATTENTION
-        else ROW_OPS.get(op, "elementwise")
-    )  # fmt: skip
-    lent = abilities.spreads[name]
-    return lent.fit, lent.own
+def _spread_name(op: str, dtype: str) -> str:
+    """The class of kernels whose held-out errors are this one's."""
+    if op in PRODUCTS:
+        return f"gemm_{family(dtype)}"
+    return "attention" if op in ATTENTION else ROW_OPS.get(op, "elementwise")
