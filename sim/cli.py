@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sim.graph import OpGraph
     from sim.topology.machine import Machine
     from sim.whatif.outcome import Rules
+    from sim.whatif.solve import OneGpu
 
 # What only some commands need is imported where they need it: a replay as captured is over before torch, networkx and
 # pydantic would be there.
@@ -183,8 +184,9 @@ def _replay(
 )  # fmt: skip
 @click.option("--solve", metavar="PATH", help="Search the value of this path that reaches --target.")
 @click.option(
-    "--target", metavar="MEASURE=VALUE", help="speedup (against the base), step_ms, exposed_communication_ms."
-)
+    "--target", metavar="MEASURE=VALUE",
+    help="speedup (against the base), scaling (against one GPU), step_ms, exposed_communication_ms.",
+)  # fmt: skip
 @_set
 @_gpus
 @_parallel
@@ -247,6 +249,12 @@ class _Asked(NamedTuple):
         gc.disable()  # as for a replay: its events hold no cycles
         return read_inputs(self.inputs, tell, self.parallel).graph
 
+    def one_gpu(self, tell: Callable[[str], None]) -> OneGpu:
+        from sim.whatif.solve import OneGpu
+        from sim.workload.replicas import one_gpu
+
+        return OneGpu(*one_gpu(self.inputs, self.parallel, tell))
+
 
 def _vary(
     asked: _Asked, varied: Sequence[str], json_out: str | None, plot: Path | None, timeline_out: Path | None
@@ -285,7 +293,8 @@ def _solve(asked: _Asked, path: str, target: str, json_out: str | None) -> None:
     wanted = parse_target(target)
     with _progress() as tell:
         graph = asked.graph(tell)
-        told = solve(graph, asked.topology, asked.settings, path, wanted, asked.gpus, asked.rules, tell)
+        alone = asked.one_gpu(tell) if wanted.measure == "scaling" else None
+        told = solve(graph, asked.topology, asked.settings, path, wanted, asked.gpus, asked.rules, tell, alone)
     _write_json(variants.encode(told), json_out)
     if json_out != "-":
         variants_text.render_solution(told, Console(soft_wrap=False))

@@ -210,6 +210,8 @@ def render_solution(told: Solution, console: Console) -> None:
     else:
         console.print(Text(f"No value of {told.path} reaches {target}", style="bold red"))
         console.print(Text(f"  the best is {told.measure} {told.reached:.4g}, at {told.limit_value:.4g}"))
+        if told.measure == "speedup":
+            console.print(Text(f"  (against this job on the base; against one GPU: --target scaling={told.target:g})"))
     bounded = f"{bound_phrase(told.bound_by)}{next_phrase(told.next_bottleneck)}"
     _indented(f"{ms_text(told.step_ms)} ms a step, {bounded}", console)
     if not told.monotone:

@@ -17,12 +17,13 @@ from sim.errors import InputError, UnknownNameError, UserError
 from sim.graph import OpGraph
 from sim.report.variants import Solution, Tried, Value
 from sim.topology.load import load_topology
+from sim.topology.machine import Machine
 from sim.whatif.free import NextBottlenecks
 from sim.whatif.ledger import bound, items
 from sim.whatif.outcome import DEFAULT_RULES, Outcome, Rules, outcome
 
 # More is better of a speed-up, less of a time.
-MEASURES = {"speedup": True, "step_ms": False, "exposed_communication_ms": False}
+MEASURES = {"speedup": True, "scaling": True, "step_ms": False, "exposed_communication_ms": False}
 _SCAN = (4.0, 16.0, 64.0, 256.0, 1024.0)  # beyond a thousandfold change nothing that can be built is left
 _DIGITS = 3
 
@@ -31,7 +32,8 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Target:
-    """A measure and the value it shall reach."""
+    """A measure and the value it shall reach: ``speedup`` is against the base, ``scaling`` against one GPU of the same
+    machine (batches a second of the job over those of the GPU)."""
 
     measure: str
     value: float
@@ -56,6 +58,14 @@ def parse_target(text: str) -> Target:
     return Target(name, number)
 
 
+@dataclass(frozen=True)
+class OneGpu:
+    """The job as one GPU would do it alone, and how many such steps' batches a step of the job does."""
+
+    graph: OpGraph
+    batches: int
+
+
 @dataclass
 class _Search:
     """Replays of the graph at values of the path; each value once."""
@@ -68,6 +78,7 @@ class _Search:
     gpus: Sequence[int]
     rules: Rules
     tell: Tell
+    one_gpu: OneGpu | None
     base_ms: float = 0.0
     whole: bool = False
     tried: dict[float, tuple[Outcome, float]] = field(default_factory=dict)
@@ -78,11 +89,15 @@ class _Search:
             text = str(int(value)) if self.whole else repr(value)
             machine = load_topology(self.topology, {**self.settings, self.path: text})
             told = outcome(self.graph, machine, self.gpus, self.rules)
-            self.tried[value] = (told, self.of(told))
+            self.tried[value] = (told, self.of(told, machine))
         return self.tried[value][1]
 
-    def of(self, told: Outcome) -> float:
+    def of(self, told: Outcome, machine: Machine) -> float:
         step_ms = told.summary.step_ms
+        if self.target.measure == "scaling":
+            assert self.one_gpu is not None
+            alone = outcome(self.one_gpu.graph, machine, self.gpus[:1], self.rules)
+            return self.one_gpu.batches * alone.summary.step_ms / step_ms if step_ms else 1.0
         if self.target.measure == "speedup":
             return self.base_ms / step_ms if step_ms else 1.0
         return step_ms if self.target.measure == "step_ms" else told.summary.breakdown_ms.exposed_communication
@@ -105,16 +120,19 @@ def solve(
     gpus: Sequence[int] = (),
     rules: Rules = DEFAULT_RULES,
     tell: Tell = lambda _: None,
+    one_gpu: OneGpu | None = None,
 ) -> Solution:
-    """The value of ``path`` nearest to the machine's own at which the target is reached.
+    """The value of ``path`` nearest to the machine's own at which the target is reached; a target of ``scaling`` needs
+    ``one_gpu``.
 
     UserError for a path that is not there or is no number above 0, and as ``place`` and ``replay`` raise it.
     """
     base_value, whole = _base_value(topology, settings, path)
     tell("replaying the base")
-    base = outcome(graph, load_topology(topology, settings), gpus, rules)
-    search = _Search(graph, topology, settings, path, target, gpus, rules, tell, base.summary.step_ms, whole)
-    search.tried[base_value] = (base, search.of(base))
+    machine = load_topology(topology, settings)
+    base = outcome(graph, machine, gpus, rules)
+    search = _Search(graph, topology, settings, path, target, gpus, rules, tell, one_gpu, base.summary.step_ms, whole)
+    search.tried[base_value] = (base, search.of(base, machine))
     stretch = _stretch(search, base_value)
     value = _narrowed(search, *stretch) if stretch is not None else base_value if search.meets(base_value) else None
     best = value if value is not None else _best(search, base_value)

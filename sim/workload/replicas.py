@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +65,33 @@ def _synthesized_anew(path: Path, plan: str, tell: Tell) -> OpGraph:
     changed = msgspec.structs.replace(spec, parallel=plan)
     changed.check()
     return synthesize(changed)
+
+
+def one_gpu(paths: Sequence[Path], plan: str, tell: Tell = lambda doing: None) -> tuple[OpGraph, int]:
+    """The job of these inputs as one GPU would do it alone, and how many of its batches a step of the job does: the
+    input itself where ``plan`` makes several ranks of it, else the step that the workload says it was made from.
+
+    UserError where the input does not say what one GPU would do.
+    """
+    from sim.workload.inputs import read_inputs
+
+    graph = read_inputs(paths, tell).graph
+    if len(graph.ranks) == 1:
+        return graph, _batches(plan)
+    spec = spec_of(graph)
+    if spec is None:
+        raise InputError(paths[0], f"has {len(graph.ranks)} ranks and does not say what one GPU would do alone")
+    from sim.workload.synth import synthesize
+
+    tell(f"building {spec.model} for one GPU")
+    return synthesize(msgspec.structs.replace(spec, parallel="")), _batches(spec.parallel)
+
+
+def _batches(plan: str) -> int:
+    """Replicas that have a batch each: the ranks along dp and fsdp."""
+    from sim.workload.parallel import parse_plan
+
+    return prod(size for axis, size in parse_plan(plan).axes if axis in ("dp", "fsdp"))
 
 
 # A trace ------------------------------------------------------------------------------------------------------------

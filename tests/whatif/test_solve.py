@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from sim.errors import UserError
-from sim.graph import OpGraph
+from sim.graph import OpGraph, write
 from sim.report.variants import Solution
-from sim.whatif.solve import is_monotone, parse_target, solve
+from sim.whatif.solve import OneGpu, is_monotone, parse_target, solve
+from sim.workload.replicas import one_gpu
+from sim.workload.spec import SynthSpec
+from sim.workload.synth import synthesize
 from tests.conftest import Run
 from tests.whatif.layers import layered, ring_machine
 
@@ -40,6 +43,16 @@ def test_a_speed_up(tmp_path: Path) -> None:
     told = solved(layered(8), ring_machine(tmp_path, 8), "speedup=1.2")
     assert told.value == 18.2
     assert told.reached >= 1.2
+
+
+def test_scaling_against_one_gpu(tmp_path: Path) -> None:
+    # One GPU alone takes 480 ms. Seven of eight times that: 8 x 480 / 7 = 548.571 ms = 250 + 24 T for T = 12.440 ms
+    # = 14 x (x + 0.005), x = 0.88360 ms for 13.107 MB: 14.834 GB/s, so 14.9 of three digits (14.8 is not enough).
+    alone = OneGpu(layered(1), 8)
+    told = solve(layered(8), str(ring_machine(tmp_path, 8)), {}, RING, parse_target("scaling=7"), one_gpu=alone)
+    assert told.base_measure == pytest.approx(8 * 480 / 593.477, rel=1e-5)
+    assert told.value == 14.9
+    assert told.reached >= 7
 
 
 def test_no_bandwidth_hides_the_hops(tmp_path: Path) -> None:
@@ -112,3 +125,15 @@ def test_the_command_tells_the_answer(run: Run, job: Path, tmp_path: Path) -> No
 def test_solve_and_target_go_together(run: Run, job: Path, args: list[str]) -> None:
     code, _, err = run("whatif", job, "--topology", "a5000x8", *args)
     assert code == 2 and "go together" in err
+
+
+def test_scaling_takes_the_input_or_the_step_it_was_made_from(tmp_path: Path) -> None:
+    # Both ask for the same eight ranks; one GPU's step is the input in the one, synthesized anew in the other.
+    spec = {"model": "gpt2", "batch": 1, "seq": 64, "mode": "train"}
+    told = []
+    for name, extra in (("one", {}), ("two", {"parallel": "dp=2"})):
+        path = tmp_path / f"{name}.workload.json.gz"
+        write(synthesize(SynthSpec(**spec, **extra)), path)
+        told.append(one_gpu([path], "" if extra else "dp=2"))
+    assert told[0][1] == told[1][1] == 2
+    assert told[0][0].programs == told[1][0].programs
