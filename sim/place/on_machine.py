@@ -13,6 +13,7 @@ from sim.place.captured import AS_CAPTURED, CPU
 from sim.place.collectives import CollectivePlan, plan
 from sim.place.doubt import doubts_of, of_collective
 from sim.place.kernels import KernelCost, floor_us, kernel_cost, memory_cost
+from sim.place.named import Unexplained
 from sim.place.outside import CUDA_CONTEXT_BYTES, nccl_bytes
 from sim.place.placement import CollectiveDoubt, Costs, Flow, Held, PlacedRank, Placement, share_of
 from sim.place.power import power_of
@@ -23,8 +24,6 @@ from sim.topology.machine import Gpu, Machine
 from sim.units import ns_from_us, transfer_ns
 
 Timed = tuple[int, DurationSource]
-NAMED_ESTIMATES = 5
-BRIEF = 48
 # What goes to cuBLAS, which takes a workspace from the caching allocator at its first call on a stream
 # (aten/src/ATen/cuda/CublasHandlePool.cpp, PyTorch 2.13).
 CUBLAS_OPS = frozenset(
@@ -87,12 +86,6 @@ def _of_the_cpu(graph: OpGraph, gpus: Sequence[Gpu]) -> tuple[str, ...]:
     return ("ops ran on a CPU and keep their measured durations: only collectives are computed anew",) if on_cpu else ()
 
 
-def _brief(kernel: str) -> str:
-    """A C++ kernel's name without the words that all have, cut where it gets long."""
-    name = kernel.removeprefix("void ").replace("at::native::", "").replace("(anonymous namespace)::", "")
-    return name if len(name) <= BRIEF else f"{name[:BRIEF]}..."
-
-
 class _Placer:
     """Costs of programs on devices, computed once for ranks that are alike."""
 
@@ -105,18 +98,12 @@ class _Placer:
         self._transfers: dict[int, dict[int, Collective | Copy]] = {}
         self._groups: dict[tuple[str, int], tuple[int, ...]] = {}
         self._kernels: dict[tuple[int, str], KernelCost] = {}
-        self._estimated: dict[str, int] = {}
+        self._unexplained = Unexplained()
         self._notes: list[str] = list(machine.remarks)
 
     def warnings(self) -> tuple[str, ...]:
         """What a reader of the numbers must know: of the machine, of its collectives, and what was estimated."""
-        named = sorted(self._estimated.items(), key=lambda item: (-item[1], item[0]))
-        if not named:
-            return tuple(self._notes)
-        shown = ", ".join(f"{_brief(op)} ({count})" for op, count in named[:NAMED_ESTIMATES])
-        more = f" and {len(named) - NAMED_ESTIMATES} names more" if len(named) > NAMED_ESTIMATES else ""
-        total = sum(self._estimated.values())
-        return (*self._notes, f"{total} kernels have no cost formula or no shapes, estimated by bytes: {shown}{more}")
+        return (*self._notes, *self._unexplained.told())
 
     def costs(self, rank: int, program: int, captured_on: str, gpu: Gpu) -> Costs:
         """Ranks that are alike share one object; those that run a program on one kind of GPU all but its transfers."""
@@ -248,7 +235,7 @@ class _Placer:
         if isinstance(op, HostCall):
             return self._host(op, launches)
         if isinstance(op, Kernel | Copy) and op.measured_ns is not None:
-            return rescaled(op, self._graph, captured_on, gpu.profile, self._estimated)
+            return rescaled(op, self._graph, captured_on, gpu.profile, self._unexplained)
         if isinstance(op, Kernel):
             return self._kernel(op, gpu)
         if isinstance(op, Copy):
@@ -271,7 +258,7 @@ class _Placer:
             self._kernels[key] = kernel_cost(self._graph.works[op.work], gpu.profile)
         cost = self._kernels[key]
         if cost.source == "estimate":
-            self._estimated[op.name] = self._estimated.get(op.name, 0) + 1
+            self._unexplained.add("have no cost formula or no shapes, estimated by bytes", op.name)
         return cost.ns, cost.source
 
     def _copy(self, op: Copy, gpu: Gpu) -> Timed:

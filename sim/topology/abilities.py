@@ -53,12 +53,16 @@ class Abilities(msgspec.Struct, frozen=True):
     call: Lent[CallTime]
 
     def gemm(self, dtype: str) -> Lent[GemmFit]:
-        """For products of that dtype; float32's where its family is not calibrated at all."""
-        return self.products.get(family(dtype)) or self.products["float32"]
+        """For products of that dtype; float32's where its family is not calibrated at all or the device lacks it."""
+        return self.products.get(self.family(dtype)) or self.products["float32"]
 
     def power(self, dtype: str) -> Lent[PowerFit] | None:
         """The power limit's rate for that dtype."""
-        return self.powers.get(family(dtype))
+        return self.powers.get(self.family(dtype))
+
+    def family(self, dtype: str) -> str:
+        """The dtype whose kernels compute it here: float32 where the data sheet has no rate for it."""
+        return family(dtype) if dtype in self.profile.tflops else "float32"
 
     def interval(self, name: str) -> tuple[float, float, bool]:
         """Measured over predicted of a class of kernels (a key of ``spreads``), 10th and 90th percentile, and whether

@@ -124,11 +124,39 @@ def test_softmax_over_another_dim_moves_its_bytes(a5000: DeviceProfile) -> None:
 def test_a_convolution_is_the_product_it_does(a5000: DeviceProfile) -> None:
     # 32 images, 3x3 over 256 channels of 28 x 28 to 256: a product [25088, 2304] x [2304, 256], but it moves the
     # tensors, not the unrolled windows. Bound by arithmetic both take the same time.
-    data, weight = half(32, 256, 28, 28), half(256, 256, 3, 3)
+    weight = half(256, 256, 3, 3)
+    data = TensorMeta("float16", (32, 256, 28, 28), (200704, 1, 7168, 256))  # channels last
     convolution = cost_ns(a5000, "convolution", data, weight, outputs=(data,))
     product = cost_ns(a5000, "mm", half(25088, 2304), half(2304, 256))
     assert convolution == pytest.approx(product, rel=0.1)
     assert cost_ns(a5000, "convolution_backward", data, data, weight, outputs=(data, weight)) == 2 * convolution
+
+
+def test_tensor_cores_want_channels_last(a5000: DeviceProfile) -> None:
+    # Other tensors are read and written once more each: 12.8 MB of data, as much of output, 1.2 MB of weight.
+    weight, data = half(256, 256, 3, 3), half(32, 256, 28, 28)
+    last = TensorMeta("float16", data.shape, (200704, 1, 7168, 256))
+    turned = sum(memory_cost(2 * t.nbytes, a5000).ns for t in (data, weight, data))
+    apart = cost_ns(a5000, "convolution", data, weight, outputs=(data,)) - cost_ns(
+        a5000, "convolution", last, weight, outputs=(last,)
+    )
+    assert apart == turned
+    # A window of one place is a plain product, and float32 lanes take any order.
+    small = half(512, 256, 1, 1)
+    out = half(32, 512, 28, 28)
+    assert cost_ns(a5000, "convolution", data, small, outputs=(out,)) == cost_ns(
+        a5000, "convolution", last, small, outputs=(out,)
+    )
+
+
+def test_a_convolution_in_float32_runs_in_tf32_where_there_is_any(a5000: DeviceProfile) -> None:
+    # 55.6 TFLOP/s in TF32 of 111.1 in half precision, for the same products; a V100 has none, its float32 takes longer.
+    shapes = ((32, 256, 28, 28), (512, 256, 1, 1), (32, 512, 28, 28))
+    data, weight, out = (single(*shape) for shape in shapes)
+    ns = cost_ns(a5000, "convolution", data, weight, outputs=(out,))
+    narrow = cost_ns(a5000, "convolution", *(half(*shape) for shape in shapes[:2]), outputs=(half(*shapes[2]),))
+    assert ns == pytest.approx(2 * narrow, rel=0.25)
+    assert cost_ns(load_device("v100-sxm2"), "convolution", data, weight, outputs=(out,)) > 1.5 * ns
 
 
 def test_a_depthwise_convolution_moves_bytes(a5000: DeviceProfile) -> None:

@@ -1,5 +1,8 @@
 """Convolutions as the matrix products that they are: output places by output channels, over the weight's products.
 
+PyTorch lets cuDNN compute float32 convolutions in TF32 where the device has it (torch.backends.cudnn.allow_tf32 is
+True by default; products are not).  Its tensor-core kernels want channels last: other tensors are turned around
+before and after, a kernel each, but for windows of one place without a stride, which are plain products.
 Ignored: Winograd and FFT algorithms, which need fewer operations, and what cuDNN's search would find.
 """
 
@@ -11,12 +14,14 @@ from sim.ops import TensorMeta, Work
 from sim.place.kernels.cost import KernelCost, UnreadableWorkError, register, tensor
 from sim.place.kernels.gemm import gemm_cost, products
 from sim.place.kernels.memory import bytes_cost
-from sim.topology.abilities import Abilities
+from sim.topology.abilities import Abilities, abilities_of
+from sim.topology.device import DeviceProfile
 
 
 def _forward(
-    data: TensorMeta, weight: TensorMeta, output: TensorMeta, abilities: Abilities, transposed: bool = False
-) -> KernelCost:
+    data: TensorMeta, weight: TensorMeta, output: TensorMeta, abilities: Abilities, transposed: bool = False,
+    turning: bool = True,
+) -> KernelCost:  # fmt: skip
     """One product for each group: [batch x places, in / groups x kernel] by [.., out / groups]."""
     if len(weight.shape) < 3 or len(data.shape) != len(weight.shape) or 0 in weight.shape:
         raise UnreadableWorkError("a convolution without its shapes")
@@ -28,13 +33,49 @@ def _forward(
     places = output.shape[0] * math.prod(output.shape[2:])
     k = math.prod(weight.shape[1:])
     moved = data.nbytes + output.nbytes + weight.nbytes
-    shapes = products(groups, places, weight.shape[0] // groups, k, data.dtype, 0.0)
+    dtype = _computed_in(data.dtype, abilities)
+    shapes = products(groups, places, weight.shape[0] // groups, k, dtype, 0.0)
     unrolled = shapes.m * shapes.k + shapes.k * shapes.n + shapes.m * shapes.n
     # The windows overlap and are read through the caches: what moves is the tensors, not the unrolled matrix.
     width = data.nbytes // max(data.elements, 1)
     extra = moved - groups * unrolled * width
-    cost = gemm_cost(shapes._replace(extra_bytes=extra), data.dtype, abilities)
-    return cost if shapes.m[0] and shapes.k[0] else bytes_cost(moved, abilities)
+    if not shapes.m[0] or not shapes.k[0]:
+        return bytes_cost(moved, abilities)
+    cost = gemm_cost(shapes._replace(extra_bytes=extra), dtype, abilities)
+    ns = cost.ns + (_turning_ns(data, weight, output, abilities) if turning else 0)
+    return KernelCost(ns, cost.bound, cost.source, cost.lender)
+
+
+def products_of(work: Work, device: DeviceProfile) -> KernelCost:
+    """The cost of a forward convolution without turning its tensors around."""
+    data, weight = tensor(work, 0), tensor(work, 1)
+    return _forward(data, weight, _output_of(work, data, weight), abilities_of(device), turning=False)
+
+
+def turning_ns(work: Work, device: DeviceProfile) -> int:
+    """What turning the tensors of a forward convolution around costs on that device."""
+    data, weight = tensor(work, 0), tensor(work, 1)
+    return _turning_ns(data, weight, _output_of(work, data, weight), abilities_of(device))
+
+
+def _computed_in(dtype: str, abilities: Abilities) -> str:
+    return "tfloat32" if dtype == "float32" and "tfloat32" in abilities.profile.tflops else dtype
+
+
+def _turning_ns(data: TensorMeta, weight: TensorMeta, output: TensorMeta, abilities: Abilities) -> int:
+    """The tensors are brought into channels-last order and back for tensor-core kernels."""
+    plain = math.prod(weight.shape[2:]) == 1 and data.shape[2:] == output.shape[2:]
+    if plain or _channels_last(data) or not _on_tensor_cores(_computed_in(data.dtype, abilities), abilities):
+        return 0
+    return sum(bytes_cost(2 * t.nbytes, abilities).ns for t in (data, weight, output))
+
+
+def _on_tensor_cores(dtype: str, abilities: Abilities) -> bool:
+    return dtype not in ("float32", "float64") and dtype in abilities.profile.tflops
+
+
+def _channels_last(t: TensorMeta) -> bool:
+    return t.stride is not None and len(t.stride) > 1 and t.stride[1] == 1 and t.shape[1] > 1
 
 
 def _output_of(work: Work, data: TensorMeta, weight: TensorMeta) -> TensorMeta:
