@@ -11,6 +11,7 @@ import msgspec
 import yaml
 
 from sim.errors import InputError, UnknownNameError, UserError
+from sim.workload.config_fields import problems_of
 
 
 class ModelCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,6 +56,9 @@ def _build(name: str, fields: dict[str, Any]) -> Any:
     model_type = fields.pop("model_type", None)
     if not isinstance(model_type, str):
         raise InputError(name, "no `model_type`; it names the architecture, such as llama")
+    problems = list(problems_of(fields))
+    if problems:
+        raise InputError(name, "; ".join(problems))
     try:
         return AutoConfig.for_model(model_type, **fields)
     except ValueError:

@@ -28,6 +28,7 @@ from sim.errors import UserError
 from sim.ops import Category, CollectiveKind, TensorMeta, Work
 from sim.workload.builder import ProgramBuilder
 from sim.workload.foreach import is_foreach, summed
+from sim.workload.interrupts import stop_if_asked
 from sim.workload.modules import ModuleTracker
 
 # Factories that only allocate, and those that fill what they allocate with one kernel.
@@ -152,6 +153,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        stop_if_asked()
         name: str = func._schema.name
         if name.startswith(("prim::", "profiler::")):
             return func(*args, **(kwargs or {}))

@@ -25,6 +25,7 @@ from sim.workload.cards import find_config
 from sim.workload.cuda_choices import CudaChoices
 from sim.workload.ddp import DataParallel
 from sim.workload.fsdp import Sharding
+from sim.workload.interrupts import stoppable
 from sim.workload.liveness import free_at_last_use
 from sim.workload.modules import ModuleTracker
 from sim.workload.parallel import ParallelPlan, axis_of_group, parse_plan, tensor_parallel, to_local
@@ -44,7 +45,7 @@ def synthesize(spec: SynthSpec) -> OpGraph:
     plan = parse_plan(spec.parallel)
     check_sequence(spec, config, task_of(spec, config))
     builder = ProgramBuilder()
-    with plan.device_mesh() as mesh:
+    with stoppable(), plan.device_mesh() as mesh:
         outputs = _Synthesis(spec, config, plan, mesh).record(builder)
     ops = builder.ops
     if spec.liveness == "export":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ import sim
 from sim.cli import main
 from sim.errors import InputError, UserError
 from sim.graph import read as read_graph
+from sim.workload.record import Recorder
 from sim.workload.spec import SynthSpec, from_file, from_options
 from tests.workload.tiny_models import model_folder
 
@@ -94,3 +97,52 @@ def test_the_parameters_dtype_follows_the_mode_unless_told() -> None:
 def test_a_python_call_is_checked_like_a_file() -> None:
     with pytest.raises(UserError, match="--optimizer: Invalid enum value 'adam'"):
         sim.synthesize("gpt2", 1, 8, mode="train", optimizer="adam")
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "told"),
+    [
+        ("gpt2", {"n_layer": -1}, ["n_layer -1: must be at least 1"]),
+        ("gpt2", {"n_layer": 0, "vocab_size": "100", "resid_pdrop": 7}, ["n_layer 0", "vocab_size '100'", "resid_pd"]),
+        ("llama", {"num_hidden_layers": 10**9}, ["num_hidden_layers 1000000000: must be at least 1 and at most 4096"]),
+        ("llama", {"num_key_value_heads": 3}, ["num_key_value_heads 3: must divide num_attention_heads 4"]),
+        (
+            "llama",
+            {"hidden_size": True, "head_dim": [8]},
+            ["hidden_size True: a whole number", "head_dim [8]: a whole"],
+        ),
+        ("vit", {"image_size": [32, 0]}, ["image_size 0: must be at least 1"]),
+    ],
+)
+def test_every_size_that_cannot_be_is_told_at_once(
+    tmp_path: Path, family: str, changes: dict[str, Any], told: list[str]
+) -> None:
+    folder = model_folder(tmp_path / "model", family, **changes)
+    with pytest.raises(InputError) as error:
+        sim.synthesize(folder, 1, 16)
+    assert str(error.value).startswith(f"{folder}/config.json: ")
+    assert all(problem in str(error.value) for problem in told)
+
+
+@pytest.mark.parametrize("place", ["__torch_dispatch__", "_gone"])
+def test_ctrl_c_stops_it_wherever_it_falls(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        pytest.skip("somebody else takes the signal here")
+    calls, original = 0, getattr(Recorder, place)
+
+    def interrupted(self: Recorder, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 20:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, *args)
+
+    monkeypatch.setattr(Recorder, place, interrupted)
+    out = tmp_path / "step.workload.json.gz"
+    with pytest.raises(SystemExit) as ended:
+        main(["synth", model_folder(tmp_path / "model", "gpt2"), "--batch", "1", "--seq", "16", "--out", str(out)])
+    assert ended.value.code == 130 and not out.exists()
+    assert 20 <= calls <= 60 and "Exception ignored" not in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -30,6 +30,7 @@ from sim.errors import InputError, UserError
 from sim.graph import OpGraph, RankProgram
 from sim.workload.builder import ProgramBuilder
 from sim.workload.capture.cutting import cut_by_optimizer
+from sim.workload.interrupts import stoppable
 from sim.workload.modules import ModuleTracker
 from sim.workload.optimizers import state_tensors
 from sim.workload.script.devices import GpuFace
@@ -62,7 +63,8 @@ def synthesize_script(spec: ScriptSpec, tell: Tell = lambda doing: None) -> OpGr
     """
     spec.check()
     run = _Run(spec, tell)
-    run.to_the_step()
+    with stoppable():
+        run.to_the_step()
     graph = OpGraph(
         name=" ".join([spec.path.name, *spec.args]),
         programs=(run.builder.program(),),
