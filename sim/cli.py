@@ -115,6 +115,13 @@ def replay_command(
     machine = _machine(topology, settings)
     if parallel and machine is None:
         raise UserError(f"--parallel {parallel}: what was not captured needs a machine; name a --topology")
+    _check_places(json_out, memory_plot)
+    if timeline_out is not None:
+        chrome.check_place(timeline_out)
+    if memory_plot is not None:
+        from sim.report.plot import check_plot_name
+
+        check_plot_name(memory_plot)
     with _progress() as tell:
         config = parse_alloc_conf(alloc_conf)
         chosen = _numbers("--gpus", gpus)
@@ -269,6 +276,7 @@ def _vary(
         variants_plot.check_plot_name(plot)
     if timeline_out is not None:
         chrome.check_name(timeline_out)
+    _check_places(json_out, plot, timeline_out)
     base = vary.base_machine(asked.topology, asked.settings, given)
     machines = vary.machines(asked.topology, asked.settings, given)
     with _progress() as tell:
@@ -291,6 +299,7 @@ def _solve(asked: _Asked, path: str, target: str, json_out: str | None) -> None:
     from sim.whatif.solve import parse_target, solve
 
     wanted = parse_target(target)
+    _check_places(json_out)
     with _progress() as tell:
         graph = asked.graph(tell)
         alone = asked.one_gpu(tell) if wanted.measure == "scaling" else None
@@ -382,6 +391,7 @@ def _of_model(config: Path | None, given: dict[str, Any]) -> OpGraph:
 
     spec = from_options(**given) if config is None else from_file(config, **given)
     spec.check()
+    _check_places(str(out))
     with _progress() as tell:
         tell(f"building {spec.model} under fake tensors")
         from sim.workload.synth import synthesize
@@ -609,6 +619,15 @@ def _write_json(content: bytes, target: str | None) -> None:
         click.echo(content, nl=False)
     elif target is not None:
         write_whole(Path(target), content)
+
+
+def _check_places(json_out: str | None, *files: Path | None) -> None:
+    """What will be written can be: said before the work, not behind it."""
+    from sim.files import check_can_appear
+
+    for file in (None if json_out in (None, "-") else Path(str(json_out)), *files):
+        if file is not None:
+            check_can_appear(file)
 
 
 def _no_more_output() -> None:

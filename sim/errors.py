@@ -36,10 +36,16 @@ class DeadlockError(UserError):
     """The replay cannot go on: ranks wait for each other."""
 
 
+MOST_NAMES = 40
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``did you mean 'a5000x8'?`` or, where nothing is near, the list of what is known."""
+    """``did you mean 'a5000x8'?`` or, where nothing is near, what is known: of many paths their beginnings."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    by_lower = {each.lower(): each for each in names}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
     if near:
-        return "did you mean " + " or ".join(repr(n) for n in near) + "?"
+        return "did you mean " + " or ".join(repr(by_lower[n]) for n in near) + "?"
+    if len(names) > MOST_NAMES and any("." in each for each in names):
+        return "known paths begin with " + ", ".join(sorted({each.partition(".")[0] for each in names}))
     return "known are " + ", ".join(names)

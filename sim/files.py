@@ -34,6 +34,29 @@ def appearing(path: Path) -> Iterator[Path]:
         raise
 
 
+def check_can_appear(path: Path) -> None:
+    """Before long work: InputError where :func:`appearing` could not write there."""
+    problem = "is a folder" if path.is_dir() else _folder_problem(path.parent)
+    if problem:
+        raise InputError(path, f"cannot be written ({problem}); choose another place")
+
+
+def check_folder_can_appear(path: Path) -> None:
+    """Before long work: InputError where the folder is not there and cannot be made, or takes no files."""
+    there = next(each for each in (path, *path.parents) if each.exists())
+    problem = _folder_problem(there)
+    if problem:
+        raise InputError(path, f"cannot be made a folder ({problem}); choose another place")
+
+
+def _folder_problem(folder: Path) -> str:
+    if not folder.exists():
+        return f"there is no folder {folder}"
+    if not folder.is_dir():
+        return f"{folder} is no folder"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write in {folder}"
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that appears whole or not at all.  InputError where it cannot be."""
     with appearing(path) as temporary:

@@ -203,6 +203,37 @@ def test_wrong_options(refused: Callable[..., str], workload: Path, args: list[s
     assert words in refused("replay", workload, *args)
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        ["--json", "{}"], ["--timeline", "{}.pt.trace.json"], ["--timeline", "{}/there"], ["--memory-plot", "{}.png"],
+        ["--memory-plot", "x.jpg"], ["--timeline", "x.txt"],
+    ],
+)  # fmt: skip
+def test_where_nothing_can_be_written_is_told_before_the_work(
+    refused: Callable[..., str], tmp_path: Path, written: list[str]
+) -> None:
+    """The workload is not even looked for."""
+    (tmp_path / "file").write_text("")
+    option, name = written
+    place = name.format(tmp_path / "file" / "x")
+    line = refused("replay", tmp_path / "absent.workload.json.gz", "--topology", "a5000x8", option, place)
+    assert line.startswith(f"tracesim: error: {place}: ")
+
+
+def test_a_workload_beside_traces_is_not_passed_over(
+    refused: Callable[..., str], workload: Path, tmp_path: Path
+) -> None:
+    (tmp_path / workload.name).write_bytes(workload.read_bytes())
+    (tmp_path / "rank0.json").write_text("{}")
+    assert workload.name in refused("replay", tmp_path, "--topology", "a5000x8")
+
+
+def test_a_path_that_is_like_no_other_gets_the_beginnings_of_all(refused: Callable[..., str], workload: Path) -> None:
+    line = refused("replay", workload, "--topology", "a5000x8", "--set", "zzz.zzz=3")
+    assert "known paths begin with assumed, collectives, description, devices, host, " in line and len(line) < 300
+
+
 def test_a_broken_workload_file(refused: Callable[..., str], workload: Path, tmp_path: Path) -> None:
     file = tmp_path / "broken.workload.json.gz"
     file.write_bytes(workload.read_bytes()[:200])

@@ -97,6 +97,7 @@ class _Placer:
         self._alone_of: dict[tuple[int, str, str], Costs] = {}
         self._transfers: dict[int, dict[int, Collective | Copy]] = {}
         self._groups: dict[tuple[str, int], tuple[int, ...]] = {}
+        self._plans: dict[tuple[str, int, tuple[int, ...]], CollectivePlan] = {}
         self._kernels: dict[tuple[int, str], KernelCost] = {}
         self._unexplained = Unexplained()
         self._notes: list[str] = list(machine.remarks)
@@ -282,10 +283,12 @@ class _Placer:
         return Flow(latency_ns, transfer, tuple(shares))
 
     def _planned(self, op: Collective, rank: int) -> CollectivePlan:
-        planned = plan(self._machine, op.kind, op.bytes, self._group_gpus(op.group, rank))
-        if planned.note and planned.note not in self._notes:
-            self._notes.append(planned.note)
-        return planned
+        key = (op.kind, op.bytes, self._group_gpus(op.group, rank))
+        if key not in self._plans:
+            self._plans[key] = planned = plan(self._machine, *key)
+            if planned.note and planned.note not in self._notes:
+                self._notes.append(planned.note)
+        return self._plans[key]
 
     def _lag(self, op: Op, durations: Sequence[int], gpu: Gpu) -> int:
         """From the beginning of the launching call to the earliest start: a synthesized op launches at its end."""

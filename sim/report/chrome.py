@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sim.errors import InputError
-from sim.files import write_whole
+from sim.files import check_can_appear, check_folder_can_appear, write_whole
 from sim.ops import CollectiveKind
 from sim.report.steps import UNMARKED
 from sim.timeline import CollectiveInfo, MemorySample, RankInfo, Span, Step, Timeline
@@ -67,11 +67,9 @@ def write_traces(timeline: Timeline, path: Path) -> tuple[Path, ...]:
     Perfetto shows all ranks of one file; the plugin wants a file per rank.  The folder is made where it is absent.
     Returns the files written.
     """
-    if path.name.endswith(SUFFIXES):
+    if _is_file(path):
         write_trace(timeline, path)
         return (path,)
-    if path.suffix and not path.is_dir():
-        raise InputError(path, f"a trace file ends in {' or '.join(SUFFIXES)}; a name without an ending is a folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -80,6 +78,23 @@ def write_traces(timeline: Timeline, path: Path) -> tuple[Path, ...]:
     for info, file in zip(timeline.ranks, written, strict=True):
         _write(timeline, file, [info.rank])
     return written
+
+
+def check_place(path: Path) -> None:
+    """Before the replay: InputError where :func:`write_traces` could not write there."""
+    if _is_file(path):
+        check_can_appear(path)
+    else:
+        check_folder_can_appear(path)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether one file is meant, or a folder; InputError where it can be neither."""
+    if path.name.endswith(SUFFIXES):
+        return True
+    if path.suffix and not path.is_dir():
+        raise InputError(path, f"a trace file ends in {' or '.join(SUFFIXES)}; a name without an ending is a folder")
+    return False
 
 
 def _write(timeline: Timeline, path: Path, ranks: Sequence[int]) -> None:

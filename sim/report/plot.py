@@ -21,6 +21,12 @@ _DPI = 120
 _ALLOCATED, _RESERVED, _CAPACITY = "#0072B2", "#E69F00", "#D55E00"
 
 
+def check_plot_name(path: Path) -> None:
+    """InputError where the picture cannot have that name."""
+    if path.suffix != ".png":
+        raise InputError(path, "the plot of memory is a PNG: choose a name that ends in .png")
+
+
 def write_memory_plot(timeline: Timeline, path: Path) -> None:
     """Write a PNG of what was allocated and reserved over time, with the peak named and the device's memory as a
     line; the same timeline gives the same bytes.
@@ -29,8 +35,7 @@ def write_memory_plot(timeline: Timeline, path: Path) -> None:
     UserError where the timeline has no memory events, InputError where the file's name does not end in ``.png`` or it
     cannot be written.
     """
-    if path.suffix != ".png":
-        raise InputError(path, "the plot of memory is a PNG: choose a name that ends in .png")
+    check_plot_name(path)
     samples = timeline.own_memory()
     if not samples:
         raise UserError(f"{timeline.name}: no memory events to plot; record a trace with profile_memory=True")

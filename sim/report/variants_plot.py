@@ -9,6 +9,8 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
 from sim.errors import InputError
@@ -56,7 +58,7 @@ def write_plot(told: WhatIf, path: Path) -> None:
 
 def _is_numeric(told: WhatIf, name: str) -> bool:
     values = {row.values[name] for row in told.rows}
-    return len(values) > 1 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    return len(values) > 1 and all(_is_number(value) for value in values)
 
 
 def axis_label(path: str) -> str:
@@ -76,14 +78,12 @@ def _draw_lines(panel: Any, told: WhatIf, name: str) -> None:
     for row in told.rows:
         others = ", ".join(f"{key} {value_text(value)}" for key, value in row.values.items() if key != name)
         series.setdefault(others, []).append((_number(row.values[name]), row))
-    for (others, points), colour in zip(list(series.items())[:MOST_LINES], _COLOURS, strict=False):
+    for points, colour in zip(list(series.values())[:MOST_LINES], _COLOURS, strict=False):
         points.sort(key=lambda point: point[0])
         values = [value for value, _ in points]
-        suffix = f" ({others})" if others else ""
-        panel.plot(values, [row.step_ms for _, row in points], "o-", color=colour, label=f"step{suffix}")
+        panel.plot(values, [row.step_ms for _, row in points], "o-", color=colour)
         exposed = [row.exposed_communication_ms for _, row in points]
-        label = f"exposed communication{suffix}"
-        panel.plot(values, exposed, "s--", color=colour, markerfacecolor="white", label=label)
+        panel.plot(values, exposed, "s--", color=colour, markerfacecolor="white")
     _mark_base(panel, told, name)
     values = sorted({_number(row.values[name]) for row in told.rows})
     if values[0] > 0 and values[-1] / values[0] >= _LOG_FROM:
@@ -94,14 +94,35 @@ def _draw_lines(panel: Any, told: WhatIf, name: str) -> None:
     panel.set_ylabel("time (ms a step)")
     panel.set_ylim(0, 1.08 * max(row.step_ms for row in (told.base, *told.rows)))
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=9, frameon=False)
+    _explain_lines(panel, list(series)[:MOST_LINES], told.base.values[name])
+
+
+def _explain_lines(panel: Any, others: Sequence[str], base: Value) -> None:
+    """Above the lines, where it covers none: what the two kinds of line are, and whose colour is whose."""
+    one = _COLOURS[0] if len(others) == 1 else "black"
+    handles: list[Any] = [
+        Line2D([], [], color=one, marker="o", label="step"),
+        Line2D([], [], color=one, marker="s", linestyle="--", markerfacecolor="white", label="exposed communication"),
+    ]
+    if _is_number(base):
+        handles.append(Line2D([], [], color="grey", linestyle=":", label=f"base: {value_text(base)}"))
+    if len(others) > 1:
+        handles += [Patch(color=c, label=name) for name, c in zip(others, _COLOURS, strict=False)]
+    panel.legend(
+        handles=handles, fontsize=9, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3,
+        columnspacing=1.0,
+    )  # fmt: skip
 
 
 def _mark_base(panel: Any, told: WhatIf, name: str) -> None:
     """A line where the machine as it is stands, where that is a number."""
     value = told.base.values[name]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        panel.axvline(value, color="grey", linestyle=":", linewidth=1.2, label=f"base: {value_text(value)}")
+    if _is_number(value):
+        panel.axvline(value, color="grey", linestyle=":", linewidth=1.2)
+
+
+def _is_number(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _number(value: Value) -> float:

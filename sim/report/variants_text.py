@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
@@ -20,13 +21,25 @@ _PARTS = {
     "compute": "compute kernels", "communication": "communication", "contention": "shared links and SMs",
     "copy": "copies", "host": "the host", "launch": "launch latency", "gap": "the device's turn-around",
 }  # fmt: skip
+# The same, where there is little room.
+_SHORT = {
+    "compute": "compute", "communication": "communication", "contention": "sharing", "copy": "copies",
+    "host": "the host", "launch": "launches", "gap": "turn-around",
+}  # fmt: skip
+# Columns that go first where the terminal is too narrow for all: each row's own lines tell the last of them.
+_DISPENSABLE = ("joules", "idle", "bound by")
+_UNBOUNDED = 10_000  # columns: wider than any table is by itself
 
 
 def render_what_if(told: WhatIf, console: Console) -> None:
     """Print the table, a ledger for each row that differs, and what to know about the numbers."""
-    console.print(_table(told))
-    ranged = "; below step and speed-up: where four of five are" if told.base.step_ms_p10 is not None else ""
-    console.print(Text(f"times in ms a step; peak: GiB reserved on the fullest rank{ranged}", style="dim"))
+    console.print(Text(f"{told.name} on {told.base.topology}, and changed", style="bold"))
+    console.print()
+    table, without = _fitting_table(told, console)
+    console.print(table)
+    ranged = "; below step and speed-up: their 80 % ranges" if told.base.step_ms_p10 is not None else ""
+    narrow = f"; for {' and '.join(without)} widen the terminal" if without else ""
+    console.print(Text(f"times in ms a step; peak: GiB reserved on the fullest rank{ranged}{narrow}", style="dim"))
     console.print()
     console.print(Text("The base", style="bold"))
     _indented(f"{bound_phrase(told.base.bound_by)}{next_phrase(told.base.next_bottleneck)}", console)
@@ -36,16 +49,38 @@ def render_what_if(told: WhatIf, console: Console) -> None:
     _render_list(told.warnings, console)
 
 
-def _table(told: WhatIf) -> Table:
-    paths = list(told.base.values)
-    columns = [_value_column(_heading(path)) for path in paths]
-    numbers = ["step", "speed-up", "exposed\ncommun.", "idle", "peak\nGiB"]
+def _fitting_table(told: WhatIf, console: Console) -> tuple[Table, list[str]]:
+    """The table with all columns that there is room for, and the names of those that there is not."""
+    without: list[str] = []
+    for dropped in ("", *_DISPENSABLE):
+        without += [dropped] if dropped in _columns(told, ()) else []
+        table = _table(told, without)
+        if Measurement.get(console, console.options.update(width=_UNBOUNDED), table).maximum <= console.width:
+            break
+    return table, without
+
+
+def _columns(told: WhatIf, without: Sequence[str]) -> list[str]:
     powered = any(row.energy_j is not None for row in (told.base, *told.rows))
-    numbers += ["joules\n(est.)"] if powered else []
-    table = plain_table(*columns, *(number_column(name) for name in numbers), Column("bound by"))
-    table.add_row(*_cells(told.base, paths, powered=powered, base=True), style="bold")
-    for row in told.rows:
-        table.add_row(*_cells(row, paths, powered=powered))
+    names = ["step", "speed-up", "exposed\ncommun.", "idle", "peak\nGiB", *(["joules"] if powered else []), "bound by"]
+    return [name for name in names if name not in without]
+
+
+def _table(told: WhatIf, without: Sequence[str]) -> Table:
+    paths = list(told.base.values)
+    names = _columns(told, without)
+    headings = {"joules": "joules\n(est.)"}
+    table = plain_table(
+        *(_value_column(_heading(path)) for path in paths),
+        *(Column(name) if name == "bound by" else number_column(headings.get(name, name)) for name in names),
+    )
+    for row in (told.base, *told.rows):
+        is_base = row is told.base
+        values = [Text(value_text(row.values.get(path))) for path in paths]
+        if is_base and values:
+            values[0] = Text(f"{values[0]} (base)")
+        cells = _cells(row, base=is_base)
+        table.add_row(*values, *(cells[name] for name in names), style="bold" if is_base else None)
     return table
 
 
@@ -60,21 +95,19 @@ def _heading(path: str) -> str:
     return f"{head}\n{last}" if head else path
 
 
-def _cells(row: Variant, paths: Sequence[str], *, powered: bool, base: bool = False) -> list[str | Text]:
-    named: list[str | Text] = [Text(value_text(row.values.get(path))) for path in paths]
-    if base and named:
-        named[0] = Text(f"{named[0]} (base)")
+def _cells(row: Variant, *, base: bool) -> dict[str, str]:
+    """What a row says, by column."""
     peak = "-" if row.peak_reserved_bytes is None else f"{row.peak_reserved_bytes / GIB:.2f}"
-    if row.out_of_memory:
-        peak = "does not fit"
-    parts = row.breakdown_ms
-    speedup = f"{row.speedup:.3f}"
-    if not base:
-        speedup += below(row.speedup_p10, row.speedup_p90, "{:.2f}")
-    step = ms_text(row.step_ms) + below(row.step_ms_p10, row.step_ms_p90, "{:.4g}")
-    times = [step, speedup, ms_text(parts.exposed_communication), ms_text(parts.idle)]
-    energy = [] if not powered else ["-" if row.energy_j is None else f"{row.energy_j:.4g}"]
-    return [*named, *times, peak, *energy, _PARTS.get(row.bound_by.part, row.bound_by.part)]
+    speedup = f"{row.speedup:.3f}" + ("" if base else below(row.speedup_p10, row.speedup_p90, "{:.2f}"))
+    return {
+        "step": ms_text(row.step_ms) + below(row.step_ms_p10, row.step_ms_p90, "{:.4g}"),
+        "speed-up": speedup,
+        "exposed\ncommun.": ms_text(row.breakdown_ms.exposed_communication),
+        "idle": ms_text(row.breakdown_ms.idle),
+        "peak\nGiB": "does not fit" if row.out_of_memory else peak,
+        "joules": "-" if row.energy_j is None else f"{row.energy_j:.4g}",
+        "bound by": _SHORT.get(row.bound_by.part, row.bound_by.part),
+    }
 
 
 def below(low: float | None, high: float | None, form: str) -> str:

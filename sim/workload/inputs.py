@@ -61,4 +61,6 @@ def _files(path: Path) -> list[Path]:
         )
     if len(workloads) == len(found) > 1:
         raise InputError(path, f"{len(workloads)} workloads in this folder; name one of them")
-    return [p for p in found if p not in workloads] or workloads
+    if workloads and len(workloads) < len(found):
+        raise InputError(path, f"has traces and a workload, {workloads[0].name}: name the one to replay, or the traces")
+    return found

@@ -118,11 +118,12 @@ def typed_recording(data: object, path: str) -> Recording:
         raise InputError(path, f"has no device_traces, so no history to replay; {_HOW_TO_RECORD}")
     checked = _Checked(path)
     devices = checked.devices(data["device_traces"], data.get("segments", []))
+    settings = data.get("allocator_settings")
+    config = checked.config(settings)
     checked.complain()
     if not any(device.events for device in devices):
         raise InputError(path, f"device_traces are empty: no history was recorded; {_HOW_TO_RECORD}")
-    settings = data.get("allocator_settings")
-    return Recording(path, devices, checked.config(settings), isinstance(settings, Mapping))
+    return Recording(path, devices, config, settings is not None)
 
 
 class _Checked:
@@ -262,14 +263,27 @@ class _Checked:
 
     def config(self, settings: object) -> AllocatorConfig:
         """The settings of the snapshot: the string first, then what it spells out."""
-        if not isinstance(settings, Mapping):
+        if settings is None:
             return AllocatorConfig()
+        if not isinstance(settings, Mapping):
+            self._problems.append(f"allocator_settings is a {type(settings).__name__}, not settings by name")
+            return AllocatorConfig()
+        for key, types in _SETTINGS.items():
+            if key in settings and type(settings[key]) not in types:
+                self._problems.append(f"allocator_settings: {key} is {settings[key]!r}, not {types[0].__name__}")
         text = settings.get("PYTORCH_CUDA_ALLOC_CONF", settings.get("PYTORCH_ALLOC_CONF", ""))
         try:
             config = parse_alloc_conf(text if isinstance(text, str) else "")
         except UserError:
             config = AllocatorConfig()  # keys of another version: what matters is spelt out beside it
         return dataclasses.replace(config, **_spelt_out(settings))
+
+
+# What is read of a snapshot's settings (torch/csrc/cuda/Module.cpp, THCPModule_memorySnapshot); others are left alone.
+_SETTINGS: dict[str, tuple[type, ...]] = {
+    "PYTORCH_CUDA_ALLOC_CONF": (str,), "PYTORCH_ALLOC_CONF": (str,), "max_split_size": (int,),
+    "garbage_collection_threshold": (float, int), "expandable_segments": (bool,), "roundup_power2_divisions": (dict,),
+}  # fmt: skip
 
 
 def _spelt_out(settings: Mapping[Any, Any]) -> dict[str, Any]:

@@ -373,6 +373,22 @@ def test_mistakes_in_segments(changes: dict[str, Any], said: str) -> None:
         replay({**data, "segments": [{**segment, **changes}]})
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("garbage", "allocator_settings is a str, not settings by name"),
+        ([1], "allocator_settings is a list"),
+        ({"max_split_size": "20"}, "max_split_size is '20', not int"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": 7}, "PYTORCH_CUDA_ALLOC_CONF is 7, not str"),
+        ({"expandable_segments": 1, "garbage_collection_threshold": None}, "and 1 more problems"),
+    ],
+)
+def test_settings_that_are_none(settings: object, said: str) -> None:
+    data = trace(event("segment_alloc", 0, 2 * MIB), event("alloc", 0, 512))
+    with pytest.raises(InputError, match=said):
+        replay({**data, "allocator_settings": settings})
+
+
 def test_all_problems_are_counted() -> None:
     data = one(size=-5)
     data["device_traces"][0] *= 3
