@@ -373,6 +373,7 @@ def synth(
 
     if not out.name.endswith(WORKLOAD_SUFFIX):
         raise UserError(f"--out {out}: the name of a workload file ends in {WORKLOAD_SUFFIX}")
+    _check_places(str(out))
     if is_script(given["model"]):
         graph = _of_script(given.pop("model"), script_args, warmup, assume_value, config=config, **given)
     elif script_args or warmup is not None or assume_value is not None:
@@ -391,7 +392,6 @@ def _of_model(config: Path | None, given: dict[str, Any]) -> OpGraph:
 
     spec = from_options(**given) if config is None else from_file(config, **given)
     spec.check()
-    _check_places(str(out))
     with _progress() as tell:
         tell(f"building {spec.model} under fake tensors")
         from sim.workload.synth import synthesize
