@@ -1,59 +1,101 @@
 """Accuracy against collectives measured on A100 hosts, whose curves the model never sees.
 
-The tables (microsoft/vidur, MIT) hold NCCL kernel durations on rank 0 as torch.profiler recorded them: medians of
-eleven calls issued back to back.  A kernel of rank 0 also waits for ranks that issue their call later, so below some
-megabytes these durations show how fast the hosts issue calls (about 60 us with the profiler on), not the transfer;
-the model's ``call_us`` says the same.  Single points jump between the two (7 or 60 us for the same size), so the worst
-error is that of the median over half an octave.
+What is asked: from 1 MiB on within 10 % on average and 20 % at worst, below within a factor of 1.6.  The kernels of the
+tables also wait for ranks that come late (tools/validate_collectives.py says how), so that one size shows the transfer
+and the next the host's pace.  Every point is compared; those few that jump are counted here, and how many a curve
+that never falls could meet at all.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 
 import pytest
 
-from sim.place.collectives import plan
-from sim.topology import load_topology
+from sim.place import collective_spread
 from sim.units import MIB
-from tools.measured_collectives import HOSTS, measured_us
+from tools.validate_collectives import (
+    FACTOR,
+    HOSTS,
+    Host,
+    Point,
+    best_possible,
+    compared,
+    errors,
+    large,
+    small,
+    spreads,
+)
 
 pytestmark = pytest.mark.validation
 
+# Today's figures, each with little room: mean error from 1 MiB on, points there beyond 20 %, share below within 1.6
+STANDS = {
+    "dgx-a100 all_reduce 2": (0.045, 0, 0.85),
+    "dgx-a100 all_reduce 4": (0.055, 0, 0.53),
+    "dgx-a100 all_reduce 8": (0.040, 4, 0.86),
+    "a100-pcie-pairs all_reduce 2": (0.030, 19, 0.86),
+    "a100-pcie-pairs all_reduce 4": (0.020, 0, 0.98),
+    "a100-pcie-pairs send 2": (0.070, 6, 0.98),
+}
 
-def errors(topology: str, path: Path, ranks: int) -> dict[int, float]:
-    """Predicted / measured by size, every point."""
-    machine = load_topology(topology)
-    return {
-        nbytes: plan(machine, "all_reduce", nbytes, tuple(range(ranks))).call_us / us
-        for nbytes, us in measured_us(path, ranks).items()
-    }
-
-
-def by_bin(ratios: dict[int, float], edges: list[float]) -> list[float]:
-    """Median ratio of the sizes between neighbouring edges."""
-    bins: dict[int, list[float]] = defaultdict(list)
-    for nbytes, ratio in ratios.items():
-        for i, (low, high) in enumerate(pairwise(edges)):
-            if low <= nbytes < high:
-                bins[i].append(ratio)
-    return [median(values) for _, values in sorted(bins.items())]
+Compared = dict[str, list[Point]]
+on_each_host = pytest.mark.parametrize("host", HOSTS, ids=str)
 
 
-@pytest.mark.parametrize(("topology", "file", "ranks"), HOSTS)
-def test_from_one_mebibyte_on(shared_dir: Path, topology: str, file: str, ranks: int) -> None:
-    ratios = errors(topology, shared_dir / "data" / "nccl" / file, ranks)
-    large = {n: r for n, r in ratios.items() if n >= MIB}
-    assert fmean(abs(r - 1) for r in large.values()) < 0.10
-    medians = by_bin(large, [MIB * 2 ** (i / 2) for i in range(30)])
-    assert max(abs(r - 1) for r in medians) < 0.20
+@pytest.fixture(scope="module")
+def hosts(shared_dir: Path) -> Compared:
+    return {str(host): compared(host, shared_dir / "data" / "nccl") for host in HOSTS}
 
 
-@pytest.mark.parametrize(("topology", "file", "ranks"), HOSTS)
-def test_below_one_mebibyte(shared_dir: Path, topology: str, file: str, ranks: int) -> None:
-    ratios = errors(topology, shared_dir / "data" / "nccl" / file, ranks)
-    small = {n: max(r, 1 / r) for n, r in ratios.items() if n < MIB}
-    assert median(small.values()) < 1.6
+@on_each_host
+def test_from_one_mebibyte_on_the_mean_is_within_ten_percent(hosts: Compared, host: Host) -> None:
+    mean, beyond, _ = STANDS[str(host)]
+    off = errors(large(hosts[str(host)]))
+    assert mean < 0.10
+    assert fmean(off) <= mean
+    assert sum(e > 0.20 for e in off) <= beyond
+
+
+@on_each_host
+def test_from_one_mebibyte_on_half_an_octave_is_within_twenty_percent(hosts: Compared, host: Host) -> None:
+    points = large(hosts[str(host)])
+    for low, high in pairwise(MIB * 2 ** (i / 2) for i in range(30)):
+        ratios = [p.ratio() for p in points if low <= p.predicted.nbytes < high]
+        assert not ratios or abs(median(ratios) - 1) < 0.20
+
+
+@pytest.mark.xfail(strict=False, reason="29 of 7698 sizes are beyond 20 %, 42 % at worst: rank 0 came last or did not")
+def test_from_one_mebibyte_on_every_point_is_within_twenty_percent(hosts: Compared) -> None:
+    assert max(max(errors(large(points))) for points in hosts.values()) < 0.20
+
+
+@on_each_host
+def test_below_one_mebibyte_within_a_factor(hosts: Compared, host: Host) -> None:
+    points = small(hosts[str(host)])
+    within = fmean(p.factor() <= FACTOR for p in points)
+    assert median(p.factor() for p in points) < FACTOR
+    assert STANDS[str(host)][2] <= within <= best_possible(points)
+
+
+@pytest.mark.xfail(strict=False, reason="no curve that never falls meets more than 84 to 100 % of a host's sizes")
+def test_below_one_mebibyte_every_point_is_within_a_factor(hosts: Compared) -> None:
+    assert all(p.factor() <= FACTOR for points in hosts.values() for p in small(points))
+
+
+def test_the_spread_that_ranges_use_is_what_is_compared(hosts: Compared) -> None:
+    found = {name: (p10, p90) for name, _, p10, p90 in spreads([(host, hosts[str(host)]) for host in HOSTS])}
+    spread = {"bytes": collective_spread.BOUND_BY_BYTES, "latency": collective_spread.BOUND_BY_LATENCY}
+    for name, ends in spread.items():
+        assert ends == pytest.approx(found[name], abs=0.02)
+
+
+def test_best_possible_by_hand() -> None:
+    # 7, 60, 7, 60 us: a level of 7 x 1.6 = 11.2 meets the sevens, 60 / 1.6 = 37.5 the sixties; going up once, three.
+    def point(us: float) -> Point:
+        return Point(None, {"median": us})  # type: ignore[arg-type]
+
+    assert best_possible([point(us) for us in (7, 60, 7, 60)]) == 0.75
+    assert best_possible([point(us) for us in (7, 11, 17)]) == 1.0
