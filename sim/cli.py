@@ -96,6 +96,7 @@ _ranges = click.option(
 @click.option("--memory-plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw memory over time.")
 @_samples
 @_ranges
+@click.option("--strict", is_flag=True, help="Refuse kernels that no formula explains, instead of estimating them.")
 def replay_command(
     inputs: Sequence[Path],
     topology: str,
@@ -110,6 +111,7 @@ def replay_command(
     memory_plot: Path | None,
     samples: int,
     ranged: bool,
+    strict: bool,
 ) -> None:
     """Predict the steps of a trace or a workload on a machine."""
     machine = _machine(topology, settings)
@@ -127,7 +129,16 @@ def replay_command(
         chosen = _numbers("--gpus", gpus)
         draws = samples if ranged else 0
         timeline, told = _replay(
-            inputs, machine, chosen, config, tell, parallel, contention=contention, cure=cure, draws=draws
+            inputs,
+            machine,
+            chosen,
+            config,
+            tell,
+            parallel,
+            contention=contention,
+            cure=cure,
+            draws=draws,
+            strict=strict,
         )
         if timeline_out is not None:
             tell(f"writing {timeline_out}")
@@ -153,13 +164,14 @@ def _replay(
     contention: bool,
     cure: bool,
     draws: int,
+    strict: bool,
 ) -> tuple[Timeline, Summary]:
     from sim.workload.inputs import read_inputs
 
     gc.disable()  # looking for cycles among a million events, which have none, takes an eighth of a replay
     workload = read_inputs(inputs, tell, parallel)
     tell("replaying")
-    placement = place(workload.graph, machine, gpus)
+    placement = place(workload.graph, machine, gpus, strict=strict)
     begun = time.perf_counter()
     replayed = run(placement, contention=contention)
     timeline = timeline_of(replayed, config)
@@ -538,8 +550,11 @@ def topology(name_or_file: str, settings: Sequence[str], plot: Path | None) -> N
 @click.option("--columns", type=int, help="Columns of it: what a softmax or layer norm normalizes.")
 @click.option("--dtype", required=True, metavar="D", help="float32, tfloat32, float16, bfloat16, ...")
 @click.option("--device", required=True, metavar="NAME_OR_FILE", help="A shipped device profile or a YAML file.")
+@click.option("--strict", is_flag=True, help="Refuse a dtype that the device's data sheet has no rate for.")
 @_json
-def kernel(op: str, shapes: Path | None, dtype: str, device: str, json_out: str | None, **sizes: int | None) -> None:
+def kernel(
+    op: str, shapes: Path | None, dtype: str, device: str, strict: bool, json_out: str | None, **sizes: int | None
+) -> None:
     """Time of one kernel alone: OP is gemm, softmax, layer_norm, attention or an elementwise name (add, relu, ...)."""
     from sim.place.kernels.show import show
     from sim.place.kernels.single import KernelRows, kernel_rows, read_shapes
@@ -549,7 +564,7 @@ def kernel(op: str, shapes: Path | None, dtype: str, device: str, json_out: str 
     if shapes is not None and given:
         raise UserError(f"--shapes and --{next(iter(given))}: give a file of shapes or one shape, not both")
     profile = load_device(device)
-    found = kernel_rows(op, read_shapes(shapes, op) if shapes is not None else [given], dtype, profile)
+    found = kernel_rows(op, read_shapes(shapes, op) if shapes is not None else [given], dtype, profile, strict)
     _write_json(msgspec.json.format(msgspec.json.encode(KernelRows(found)), indent=2) + b"\n", json_out)
     if json_out != "-":
         show(found, Console())

@@ -130,18 +130,21 @@ class Unexplained:
         names = self._counts.setdefault(how, {})
         names[name] = names.get(name, 0) + 1
 
-    def told(self) -> tuple[str, ...]:
-        """A sentence for each way of estimating, with the names most frequent."""
-        return tuple(f"{sum(names.values())} kernels {how}: {_most_frequent(names)}" for how, names in self._ordered())
+    def told(self, everything: bool = False) -> tuple[str, ...]:
+        """A sentence for each way of estimating, with the names most frequent, or all."""
+        return tuple(
+            f"{sum(names.values())} kernels {how}: {_most_frequent(names, len(names) if everything else NAMED)}"
+            for how, names in self._ordered()
+        )
 
     def _ordered(self) -> list[tuple[str, dict[str, int]]]:
         return sorted(self._counts.items(), key=lambda item: (-sum(item[1].values()), item[0]))
 
 
-def _most_frequent(names: Mapping[str, int]) -> str:
+def _most_frequent(names: Mapping[str, int], count: int) -> str:
     ordered = sorted(names.items(), key=lambda item: (-item[1], item[0]))
-    shown = ", ".join(f"{_brief(name)} ({count})" for name, count in ordered[:NAMED])
-    return shown + (f" and {len(ordered) - NAMED} names more" if len(ordered) > NAMED else "")
+    shown = ", ".join(f"{_brief(name)} ({often})" for name, often in ordered[:count])
+    return shown + (f" and {len(ordered) - count} names more" if len(ordered) > count else "")
 
 
 def _brief(kernel: str) -> str:

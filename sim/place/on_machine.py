@@ -33,7 +33,7 @@ CUBLAS_OPS = frozenset(
 SYNC_CALLS = ("cudaDeviceSynchronize", "cudaStreamSynchronize")
 
 
-def place_on_machine(graph: OpGraph, machine: Machine, gpus: Sequence[int] = ()) -> Placement:
+def place_on_machine(graph: OpGraph, machine: Machine, gpus: Sequence[int] = (), strict: bool = False) -> Placement:
     """See :func:`sim.place.place.place`."""
     chosen = _chosen(graph, machine, gpus or graph.gpus)
     warnings = _of_the_cpu(graph, chosen)
@@ -52,6 +52,8 @@ def place_on_machine(graph: OpGraph, machine: Machine, gpus: Sequence[int] = ())
         )
         for r, gpu in zip(graph.ranks, chosen, strict=True)
     )
+    if strict:
+        placer.refuse_unexplained()
     placement = Placement(graph, machine.name, ranks, (*placer.warnings(), *warnings))
     return msgspec.structs.replace(
         placement, doubts=doubts_of(placement, machine.gpus), power=power_of(graph, ranks, machine.gpus)
@@ -105,6 +107,14 @@ class _Placer:
     def warnings(self) -> tuple[str, ...]:
         """What a reader of the numbers must know: of the machine, of its collectives, and what was estimated."""
         return (*self._notes, *self._unexplained.told())
+
+    def refuse_unexplained(self) -> None:
+        """UserError with every kernel that no formula explains, and how often there is one."""
+        told = self._unexplained.told(everything=True)
+        if told:
+            raise UserError(
+                f"{self._graph.name}: --strict: {'; '.join(told)}. Without --strict they are estimated like that"
+            )
 
     def costs(self, rank: int, program: int, captured_on: str, gpu: Gpu) -> Costs:
         """Ranks that are alike share one object; those that run a program on one kind of GPU all but its transfers."""

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from sim.topology.machine import Machine
 
 
-def place(graph: OpGraph, machine: Machine | None, gpus: Sequence[int] = ()) -> Placement:
+def place(graph: OpGraph, machine: Machine | None, gpus: Sequence[int] = (), *, strict: bool = False) -> Placement:
     """Put the ranks onto the machine's GPUs, in order or onto ``gpus`` (or those that the workload names).
 
     ``machine`` None means as captured.  Raises UserError where there are more ranks than GPUs, or GPUs that the
-    machine does not have.
+    machine does not have; and, where ``strict``, for kernels that no formula explains.
     """
     if machine is None:
         return place_as_captured(graph)
     # Cost models, curves and the machine's graph take half a second to import, which a replay as captured needs not.
     from sim.place.on_machine import place_on_machine
 
-    return place_on_machine(graph, machine, gpus)
+    return place_on_machine(graph, machine, gpus, strict)

@@ -67,6 +67,8 @@ def dotted(loc: Iterable[int | str]) -> str:
     """``links[1].bandwidth_gb_s``: keys joined by dots, places in a list in brackets."""
     path = ""
     for part in loc:
+        if part == "[key]":  # pydantic's word for what is wrong with a key itself
+            continue
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     return path
 

@@ -204,3 +204,17 @@ def test_impossible_numbers_are_told_all_at_once() -> None:
 def test_an_empty_block_is_told_by_its_missing_keys() -> None:
     with pytest.raises(InputError, match=r"calibration\.memory\.efficiency: is missing"):
         mine(calibration={"memory": {"source": "x", "data": "x"}})
+
+
+def test_a_dtype_without_a_rate_is_told_and_refused_where_strict(run: Run, refused: Callable[..., str]) -> None:
+    asked = ("gemm", "--m", 4096, "--n", 4096, "--k", 4096, "--dtype", "bfloat16", "--device", "v100-sxm2")
+    code, out, _ = run(*asked)
+    assert code == 0 and "no rate for bfloat16: computed in float32" in out
+    # Half the bytes, the same arithmetic: as long as float32 takes.
+    rows = [kernel_rows("gemm", [{"m": 4096, "n": 4096, "k": 4096}], d, load_device("v100-sxm2")) for d in
+            ("bfloat16", "float32")]  # fmt: skip
+    assert rows[0][0].kernel_us == pytest.approx(rows[1][0].kernel_us, rel=0.02)
+    assert rows[0][0].computed_in == "float32" and rows[1][0].computed_in is None
+    err = refused(*asked, "--strict")
+    assert "--strict: the data sheet of v100-sxm2 has no rate for bfloat16 (it has float16, float32)" in err
+    assert "did you mean 'softmax'" in refused("softmx", "--dtype", "float16", "--device", "t4", "--strict")

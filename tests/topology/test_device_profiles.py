@@ -9,6 +9,7 @@ import pytest
 
 from sim.errors import InputError, UnknownNameError
 from sim.topology.device import find_device, load_device, shipped_devices
+from sim.topology.yaml_file import read_named
 
 NAMES = [
     "a100-pcie-40gb",
@@ -100,3 +101,37 @@ def test_a_curve_that_does_not_fit_its_places_is_told(tmp_path: Path) -> None:
         load_device(str(tmp_path / "x.yaml"))
     assert "memory_bandwidth_gb_s: must be > 0, found -3" in str(error.value)
     assert "measured.copy: us must have 2 values, found 1" in str(error.value)
+
+
+def test_missing_and_impossible_numbers_are_told_at_once(tmp_path: Path) -> None:
+    """A negative rate, shares above 1, a dtype that there is not, a missing count, text and nan for numbers."""
+    text, _ = read_named("device", "rtx-a5000", "devices")
+    for good, bad in {
+        "memory_bandwidth_gb_s: 768": "memory_bandwidth_gb_s: -768",
+        "efficiency: 0.891": "efficiency: 1.2",
+        "{float16: 111.1": "{flaot16: 111.1",
+        "sms: 64\n": "",
+        "tdp_w: 230": "tdp_w: .nan",
+        "gflop_per_joule: 353.0": "gflop_per_joule: 0",
+        "l2_mib: 6": "l2_mib: six",
+        "flash: 0.73": "flash: 1.5",
+    }.items():
+        assert good in text, good
+        text = text.replace(good, bad, 1)
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_device(str(path))
+    told = str(caught.value)
+    assert "\n" not in told
+    for problem in (
+        "sms: is missing",
+        "memory_bandwidth_gb_s: must be > 0, found -768",
+        "l2_mib: must be a number, found 'six'",
+        "tflops.flaot16: unknown dtype 'flaot16': did you mean 'float16'",
+        "tdp_w: must be a finite number",
+        "calibration.power.float16.gflop_per_joule: must be > 0, found 0",
+        "calibration.memory.efficiency: must be <= 1, found 1.2",
+        "calibration.attention.flash: must be <= 1, found 1.5",
+    ):
+        assert problem in told, told

@@ -8,7 +8,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-import tools.accuracy as accuracy
+from tools import accuracy
 from tools.predictive import new_device_interval
 
 pytestmark = pytest.mark.validation

@@ -72,6 +72,7 @@ class KernelRow(msgspec.Struct, frozen=True, rename={"from_": "from"}, omit_defa
     k: int | None = None
     rows: int | None = None
     columns: int | None = None
+    computed_in: str | None = None  # where the data sheet has no rate for the dtype
 
 
 class KernelRows(msgspec.Struct, frozen=True):
@@ -146,15 +147,24 @@ def _size(written: str | None) -> int | None:
     return int(text)
 
 
-def kernel_rows(op: str, shapes: Sequence[Shape], dtype: str, device: DeviceProfile) -> list[KernelRow]:
+def kernel_rows(
+    op: str, shapes: Sequence[Shape], dtype: str, device: DeviceProfile, strict: bool = False
+) -> list[KernelRow]:
     """Time of every shape.
 
-    Raises UnknownNameError for an op or a dtype without a model, UserError for a size below 1.
+    Raises UnknownNameError for an op or a dtype without a model, UserError for a size below 1; where ``strict`` also
+    for a dtype that the device computes in another.
     """
     wanted = needed(op)
     if dtype not in DTYPE_BYTES:
         raise UnknownNameError("dtype", dtype, DTYPE_BYTES)
     _check(op, wanted, shapes)
+    computed_in = _computed_in(op, dtype, device)
+    if strict and computed_in:
+        raise UserError(
+            f"--strict: the data sheet of {device.name} has no rate for {dtype} (it has {', '.join(device.tflops)}); "
+            f"without --strict it is computed in {computed_in}"
+        )
     abilities = abilities_of(device)
     columns = {name: np.array([s[name] for s in shapes], dtype=np.float64) for name in wanted}
     if "m" in wanted:
@@ -176,10 +186,16 @@ def kernel_rows(op: str, shapes: Sequence[Shape], dtype: str, device: DeviceProf
             bound=bound,
             from_=source,
             calibrated_on=timed.lender or device.name,
+            computed_in=computed_in,
             **_sizes(shape, wanted),
         )
         for shape, us, kernel, bound in zip(shapes, total.tolist(), timed.kernel_us.tolist(), timed.bounds, strict=True)
     ]
+
+
+def _computed_in(op: str, dtype: str, device: DeviceProfile) -> str | None:
+    """What a product in a dtype without a rate is computed in; None where it has one, or where bytes decide."""
+    return None if dtype in device.tflops or op not in (*PRODUCTS, *ATTENTION) else "float32"
 
 
 def _sizes(shape: Shape, wanted: Iterable[str]) -> dict[str, int]:
