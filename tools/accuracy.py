@@ -25,6 +25,7 @@ import tools.fit_kernels as fit
 import tools.validate_seed as seed
 from sim.errors import UserError
 from sim.graph import OpGraph, read
+from sim.ops import Kernel
 from sim.place.collective_spread import spread_of
 from sim.place.collectives import plan
 from sim.replay.allocator.snapshot import replay_snapshot
@@ -33,7 +34,7 @@ from sim.replay.replay import timeline_of
 from sim.report.summary import Summary
 from sim.topology.device import load_device, shipped_devices
 from sim.topology.machine import Machine
-from sim.whatif.ranges import ranges
+from sim.whatif.ranges import HIGH, LOW, SAMPLES, factors_of, quantile, ranges
 from tools.measured_collectives import HOSTS, measured_us
 from tools.predictive import by_device, new_device_interval
 
@@ -131,6 +132,59 @@ def published_table(report: Report) -> None:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
+
+
+# Traces on another GPU ----------------------------------------------------------------------------------------------
+
+# ResNet50, 32 images a GPU, training: trace, its steps, the device to predict, and the trace measured there.
+ACROSS = (
+    ("v100-1gpu-steady", 5, "a100-sxm4-40gb", "a100-ddp-rank0of2", 3),
+    ("v100-resnet50-0workers", 6, "a100-sxm4-40gb", "a100-ddp-rank0of2", 3),
+    ("a100-ddp-rank0of2", 3, "v100-sxm2", "v100-1gpu-steady", 5),
+)
+
+
+def across(report: Report) -> None:
+    report.section(
+        "A trace on another GPU",
+        "ResNet50 traced on a V100 and on an A100, predicted from either for the other: ms of compute kernels a step "
+        "(tests/validation/test_v100_a100.py says why these are the same job, as far as they are). Nothing is fitted "
+        "to traces.",
+    )
+    rows = []
+    inside = []
+    for trace, steps, device, other, other_steps in ACROSS:
+        (measured,) = _kernels_ms(trace, steps, None)
+        (there,) = _kernels_ms(other, other_steps, None)
+        ours, *draws = _kernels_ms(trace, steps, device)
+        low, high = quantile(draws, LOW), quantile(draws, HIGH)
+        inside.append(low <= there <= high)
+        rows.append([trace, f"{measured:.1f}", device, f"{there:.1f}", f"{ours:.1f}", percent(ours / there - 1),
+                     f"{low:.1f} to {high:.1f}", holds(inside[-1])])  # fmt: skip
+    heads = ("trace", "ms there", "predicted for", "measured there", "ours", "error", "80 % interval", "holds")
+    report.table(heads, rows)
+    report.covered.append(Covered("traces on another GPU", sum(inside), len(inside), "yes"))
+
+
+def _kernels_ms(trace: str, steps: int, device: str | None) -> list[float]:
+    """Compute kernels that an op launched, a step: as predicted (or measured), then one value a draw."""
+    graph, _ = sim.read(SHARED / "data" / "traces" / f"{trace}.pt.trace.json.gz")
+    machine = None if device is None else sim.load_topology("a5000x2", {"devices.profile": device})
+    placed = sim.place(graph, machine)
+    (rank,) = placed.ranks
+    ops = graph.programs[rank.program].ops
+    chosen = [i for i, op in enumerate(ops) if isinstance(op, Kernel) and op.work is not None]
+    totals = [sum(rank.costs.duration_ns[i] for i in chosen) / 1e6 / steps]
+    if device is None:
+        return totals
+    by_kind: dict[int, int] = {}
+    for i in chosen:
+        kind = placed.doubts.ranks[rank.rank].kind[i]
+        by_kind[kind] = by_kind.get(kind, 0) + rank.costs.duration_ns[i]
+    drawn = np.zeros(SAMPLES)
+    for kind, ns in by_kind.items():
+        drawn += ns * np.prod([factors_of(part, SAMPLES) for part in placed.doubts.kinds[kind]], axis=0)
+    return totals + (drawn / 1e6 / steps).tolist()
 
 
 # Traces and snapshots -----------------------------------------------------------------------------------------------
@@ -359,7 +413,7 @@ def coverage(covered: Sequence[Covered]) -> list[str]:
 def made(tell: Callable[[str], None] = lambda doing: None) -> tuple[str, list[Covered]]:
     """The whole file, and the coverage by family."""
     report = Report(tell)
-    for part in (published_table, collectives, kernels, traces, snapshots, fitted):
+    for part in (published_table, across, collectives, kernels, traces, snapshots, fitted):
         part(report)
     return "\n".join([HEAD, *coverage(report.covered), *report.lines]) + "\n", report.covered
 

@@ -8,12 +8,14 @@ kernel): ``common`` is the share of the variance that is common.  A piece that i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from sim.graph import OpGraph, Program
 from sim.ops import Copy, HostCall, Kernel, Op, Work
 from sim.place.collective_spread import spread_of
 from sim.place.collectives import CollectivePlan
+from sim.place.named import NameClass, class_of, dtype_of
 from sim.place.placement import (
     NONE,
     CollectiveDoubt,
@@ -55,6 +57,13 @@ NAMES = {
 # Kinds of kernels with a formula but without a measurement: as wide as the widest that devices left out whole show
 # (products in float32 for convolutions, softmax for what is bound by bytes), all of it common.
 UNMEASURED = {"convolution": "gemm_float32", "other": "softmax"}
+# A kernel measured on another device and carried over by the class of its name (sim/place/named.py).
+NAMED: dict[NameClass, str] = {
+    "products": "gemm",
+    "convolutions": "convolution",
+    "attention": "attention",
+    "bytes": "elementwise",
+}
 # No formula or no shapes, only the bytes of the tensors: assumed, nothing is known.
 ESTIMATE = Interval(0.5, 2.0, 0.5)
 # Two cards of one model: Sinha et al., Not All GPUs Are Created Equal (SC22, arXiv 2208.11035): whiskers of 8 % of the
@@ -148,10 +157,11 @@ class _Register:
             return NONE
         source = placed.costs.source[i]
         work = op.work if isinstance(op, Kernel) else None
-        known = (NONE if work is None else work, f"{profile.name}<{captured_on}", source)
+        name = op.name if source == "estimate" else ""
+        known = (NONE if work is None else work, f"{name}{profile.name}<{captured_on}", source)
         if known not in self._works:
             found = None if work is None else self._graph.works[work]
-            self._works[known] = self._add(_kernel(found, source, profile, captured_on))
+            self._works[known] = self._add(_kernel(op, found, source, profile, captured_on))
         return self._works[known]
 
 
@@ -159,34 +169,51 @@ def _is_captured(program: Program) -> bool:
     return any(isinstance(op, HostCall) and op.measured_ns is not None for op in program.ops)
 
 
-def _kernel(work: Work | None, source: DurationSource, profile: DeviceProfile, captured_on: str) -> Kind:
+def _kernel(
+    op: Kernel | Copy, work: Work | None, source: DurationSource, profile: DeviceProfile, captured_on: str
+) -> Kind:
     card = Part(Source(f"one {profile.full_name} against another", "measuring on the very card"), CARD, "")
     if source == "measured":
         return (card,)
+    if source == "estimate" and op.measured_ns is not None:
+        name = NAMED[class_of(op.name, "" if work is None else work.op)]
+        name = f"gemm_{family(dtype_of(op.name))}" if name == "gemm" else name
+        return (*_both(partial(_of_class, name, op.name, known=False), profile, captured_on), card)
     if source == "estimate":
         piece = "" if work is None else _piece(work)
         return (Part(Source(f"kernels without a formula on {profile.full_name}", TRACE), ESTIMATE, piece), card)
-    here = _modelled(work, profile)
+    return (
+        *_both(partial(_of_class, op_class(work), "" if work is None else _piece(work)), profile, captured_on),
+        card,
+    )
+
+
+def _both(part_on: Callable[[DeviceProfile], Part], profile: DeviceProfile, captured_on: str) -> Kind:
+    """The model's error on a device; of a kernel measured on another its error there too, the other way round, because
+    the model's ratio of both was taken."""
+    here = part_on(profile)
     if not captured_on or find_device(captured_on).name == profile.name:
-        return (here, card)
-    # The model's ratio of two devices: its error on the one it was measured on counts too, the other way round.
-    there = _modelled(work, find_device(captured_on))
+        return (here,)
+    there = part_on(find_device(captured_on))
     turned = Interval(1 / there.interval.p90, 1 / there.interval.p10, there.interval.common)
-    return (here, there._replace(interval=turned), card)
+    return (here, there._replace(interval=turned))
 
 
-def _modelled(work: Work | None, profile: DeviceProfile) -> Part:
-    """The spread of the class of a kernel: the device's own where it was measured itself."""
-    name = op_class(work)
+def _of_class(name: str, piece: str, profile: DeviceProfile, *, known: bool = True) -> Part:
+    """The spread of a class of kernels: the device's own where it was measured itself, and where the kernel is
+    ``known`` to be one of those that were."""
     abilities = abilities_of(profile)
     if name in UNMEASURED:
         widest = abilities.spreads[UNMEASURED[name]].fit
         low, high, own, common = widest.borrowed_p10, widest.borrowed_p90, False, 1.0
+    elif not known:
+        fit, own = abilities.spreads[name].fit, False
+        low, high, common = fit.borrowed_p10, fit.borrowed_p90, COMMON[name][1]
     else:
         low, high, own = abilities.interval(name)
         common = COMMON[name][not own]
     source = Source(f"{NAMES[name]} on {profile.full_name}", TRACE if own else CALIBRATE)
-    return Part(source, Interval(low, high, common), "" if work is None else _piece(work))
+    return Part(source, Interval(low, high, common), piece)
 
 
 def _piece(work: Work) -> str:
