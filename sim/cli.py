@@ -344,6 +344,7 @@ def _solve(asked: _Asked, path: str, target: str, json_out: str | None) -> None:
     "--parallel", metavar="SPEC",
     help="dp=8 (DistributedDataParallel in training), fsdp=8, tp=8 or a product such as fsdp=4,tp=2.",
 )  # fmt: skip
+@click.option("--sequence-parallel", is_flag=True, default=None, help="With tp: split norms and residuals by tokens.")
 @click.option(
     "--liveness", type=click.Choice(["eager", "export"]),
     help="Free a forward's intermediates when Python does, or at their last use as an exported graph module does.",

@@ -1,8 +1,7 @@
 """Parallel plans: ``dp=8``, ``tp=8`` or a product, as PyTorch runs them, over a fake process group in one process.
 
-Tensor parallelism is DTensor's parallelize_module with the usual plan: the projections into attention and MLP
-by columns, those out of them by rows, which makes one all-reduce each in forward and one each in backward.  Data
-parallel ranks of a forward pass exchange nothing; what they do in training is in ddp and fsdp.
+What the ranks of an axis do is in tensor_parallel, and in training in ddp and fsdp; data-parallel ranks of a forward
+pass exchange nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +15,6 @@ import msgspec
 from sim.errors import UnknownNameError, UserError
 
 AXES = ("dp", "fsdp", "tp")
-COLUMNS = ("q_proj", "k_proj", "v_proj", "fc1", "gate_proj", "up_proj")
-ROWS = ("out_proj", "o_proj", "fc2", "down_proj")
-MODEL_TYPES = ("llama", "mistral", "opt", "qwen2")
 
 
 class ParallelPlan(msgspec.Struct, frozen=True):
@@ -95,62 +91,6 @@ def parse_plan(spec: str) -> ParallelPlan:
         rewritten = ",".join(f"{axis}={dict(axes)[axis]}" for axis in order)
         raise UserError(f"--parallel {spec!r}: axes go outermost first: write {rewritten}")
     return ParallelPlan(tuple(axes))
-
-
-def tensor_parallel(model: Any, config: Any, mesh: Any, name: str) -> None:
-    """Shard a model's projections in place over a one-axis mesh.  UserError where the model cannot be split so."""
-    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-
-    if config.model_type not in MODEL_TYPES:
-        raise UserError(
-            f"{name}: no tensor-parallel plan for model type {config.model_type!r} yet; there is one for "
-            f"{', '.join(MODEL_TYPES)}"
-        )
-    _check_divides(config, mesh.size(), name)
-    for module in model.modules():
-        if hasattr(module, "q_proj"):
-            _keep_own_heads(module, mesh.size())
-    styles: dict[str, Any] = {}
-    for path, module in model.named_modules():
-        leaf = path.rsplit(".", maxsplit=1)[-1]
-        if leaf in COLUMNS and getattr(module, "weight", None) is not None:
-            styles[path] = ColwiseParallel()
-        elif leaf in ROWS:
-            styles[path] = RowwiseParallel()
-    parallelize_module(model, mesh, styles)
-    for module in model.modules():
-        if sum(name in COLUMNS for name, _ in module.named_children()) > 1:
-            module.register_forward_pre_hook(_distributed_once(mesh), with_kwargs=True)
-
-
-def _distributed_once(mesh: Any) -> Any:
-    """A module's input becomes a replicated DTensor before the projections that share it, as PrepareModuleInput makes
-    it: so the gradients that they send back are summed first and reduced once, not once each."""
-    from torch.distributed.tensor import DTensor, Replicate
-
-    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (DTensor.from_local(args[0], mesh, [Replicate()], run_check=False), *args[1:]), kwargs
-        hidden = DTensor.from_local(kwargs["hidden_states"], mesh, [Replicate()], run_check=False)
-        return args, {**kwargs, "hidden_states": hidden}
-
-    return hook
-
-
-def _keep_own_heads(attention: Any, tp: int) -> None:
-    """Families that reshape by a stored number of heads (OPT) must reshape by this rank's."""
-    for count in ("num_heads", "num_key_value_heads"):
-        if isinstance(getattr(attention, count, None), int):
-            setattr(attention, count, getattr(attention, count) // tp)
-
-
-def _check_divides(config: Any, tp: int, name: str) -> None:
-    heads = {"attention heads": config.num_attention_heads}
-    heads["key and value heads"] = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    heads["feed-forward columns"] = getattr(config, "ffn_dim", None) or config.intermediate_size
-    for what, count in heads.items():
-        if count % tp:
-            raise UserError(f"--parallel tp={tp} does not divide the {count} {what} of {name}")
 
 
 def to_local(tensor: Any) -> Any:

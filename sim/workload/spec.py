@@ -42,6 +42,7 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     task: Literal["auto", "causal-lm", "question-answering", "seq2seq-lm", "image-classification"] = "auto"
     attention: Literal["sdpa", "eager", "flash"] = "sdpa"
     parallel: str = ""
+    sequence_parallel: bool = False
     liveness: Literal["eager", "export"] = "eager"
     autocast: Literal["float16", "bfloat16"] | None = None
     loss_scaling: bool = False
@@ -117,6 +118,8 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for field in ("bucket_mib", "gradient_as_bucket_view"):
             if (sharded or not replicated) and getattr(self, field) != _DEFAULTS[field]:
                 yield f"--{_option(field)}: is DistributedDataParallel's, which --parallel dp=8 runs in"
+        if self.sequence_parallel and "tp=" not in self.parallel:
+            yield "--sequence-parallel: needs a tp axis, as in --parallel tp=8"
         if self.loss_scaling and "tp=" in self.parallel:
             yield "--loss-scaling: PyTorch's GradScaler refuses tensor-parallel parameters beside whole ones"
 

@@ -28,10 +28,11 @@ from sim.workload.fsdp import Sharding
 from sim.workload.interrupts import stoppable
 from sim.workload.liveness import free_at_last_use
 from sim.workload.modules import ModuleTracker
-from sim.workload.parallel import ParallelPlan, axis_of_group, parse_plan, tensor_parallel, to_local
+from sim.workload.parallel import ParallelPlan, axis_of_group, parse_plan, to_local
 from sim.workload.record import Recorder
 from sim.workload.spec import SynthSpec
 from sim.workload.tasks import Batch, build_model, check_sequence, eager_masks, no_cache, task_of
+from sim.workload.tensor_parallel import tensor_parallel
 from sim.workload.train import TrainingStep, checkpoint_activations
 
 __all__ = ["SynthSpec", "synthesize"]
@@ -93,7 +94,7 @@ class _Synthesis:
             model = build_model(self.spec, self.config, self.task)
             checkpoint_activations(self.spec, model)
             if self.plan.size("tp") > 1:
-                tensor_parallel(model, self.config, self.mesh["tp"], self.spec.model)
+                tensor_parallel(self.spec, model, self.config, self.mesh["tp"])
             if self.spec.training:
                 self._train(model, builder)
                 return frozenset()

@@ -15,7 +15,7 @@ from sim.ops import Alloc, Copy, Free, HostCall, Kernel, Op
 from sim.workload.foreach import launches
 from sim.workload.synth import SynthSpec, synthesize
 from tests.workload.real_step import kernels_of, peak_bytes, profiled_step
-from tests.workload.tiny_models import LAYERS, TINY, model_folder
+from tests.workload.tiny_models import IMAGES, LAYERS, TINY, model_folder
 
 BATCH, SEQ = 2, 16
 
@@ -27,7 +27,7 @@ def train(path: Path, family: str = "gpt2", **options: Any) -> OpGraph:
 def spec_of(path: Path, family: str, **options: Any) -> SynthSpec:
     changes = options.pop("config", {})
     folder = model_folder(path / "model", family, **changes)
-    seq = None if family == "vit" else SEQ
+    seq = None if family in IMAGES else SEQ
     return SynthSpec(**{"model": folder, "batch": BATCH, "seq": seq, "mode": "train", **options})
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 LAYERS = 2
+IMAGES = ("resnet", "vit")  # families that read images
 TINY: dict[str, dict[str, Any]] = {
     "gpt2": {
         "model_type": "gpt2", "vocab_size": 100, "n_positions": 64, "n_embd": 32, "n_layer": LAYERS, "n_head": 4,
@@ -29,6 +30,10 @@ TINY: dict[str, dict[str, Any]] = {
     "t5": {
         "model_type": "t5", "vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": LAYERS,
         "num_heads": 4, "dropout_rate": 0.0, "decoder_start_token_id": 0, "pad_token_id": 0,
+    },
+    "resnet": {
+        "model_type": "resnet", "num_channels": 3, "embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1],
+        "image_size": 32,
     },
     "vit": {
         "model_type": "vit", "hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
