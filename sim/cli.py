@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sim.topology.machine import Machine
     from sim.whatif.outcome import Rules
     from sim.whatif.solve import OneGpu
+    from sim.workload.calibrate.spec import CalibrateSpec
 
 # What only some commands need is imported where they need it: a replay as captured is over before torch, networkx and
 # pydantic would be there.
@@ -571,6 +572,82 @@ def kernel(
         show(found, Console())
 
 
+@cli.command()
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE.yaml", help="The device profile to write.")
+@click.option("--links", is_flag=True, help="Measure collectives over all devices too, under torchrun.")
+@click.option("--quick", is_flag=True, help="Fewer and smaller sizes.")
+@click.option("--only", metavar="SECTION,...", help="Measure only these, as in gemm,copy.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Of a CPU; torchrun gives each rank one.")
+@click.option("--grid", type=click.Choice(["full", "quick", "tiny"]), hidden=True)
+@click.option("--compare", nargs=2, metavar="A B", help="Measure nothing: two profiles or topologies side by side.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="With --compare: draw them.")
+@click.pass_obj
+def calibrate(
+    words: Sequence[str],
+    /,
+    out: Path | None,
+    links: bool,
+    quick: bool,
+    only: str | None,
+    threads: int | None,
+    grid: str | None,
+    compare: tuple[str, str] | None,
+    plot: Path | None,
+) -> None:
+    """Measure this machine's devices and links into a device profile and a topology; or compare two."""
+    if compare is not None:
+        if out is not None or links or quick or only or threads:
+            raise UserError("--compare measures nothing: give it two profiles, and --plot FILE.png, alone")
+        _compare(compare, plot)
+        return
+    if out is None or plot is not None:
+        raise UserError("give --out FILE.yaml to measure this machine, or --compare A B [--plot FILE.png]")
+    from sim.workload.calibrate.spec import GRIDS, CalibrateSpec, check_out, sections_of
+
+    check_out(out)
+    chosen = GRIDS[grid or ("quick" if quick else "full")]
+    spec = CalibrateSpec(sections_of(only, links), chosen, threads, ("tracesim", *words))
+    _calibrate(spec, out)
+
+
+def _calibrate(spec: CalibrateSpec, out: Path) -> None:
+    from sim.place.calibration.write import tell_fits, write_files
+    from sim.workload.calibrate.journal import Journal
+    from sim.workload.calibrate.run import machine_for, measure
+    from sim.workload.calibrate.spec import partial_file
+
+    with Journal(partial_file(out), machine_for(spec)) as journal:
+        if journal.resumed:
+            click.echo(f"tracesim: going on after {journal.resumed} measurements of {journal.path}", err=True)
+        try:
+            with _bar() as tell:
+                left_out = measure(spec, journal, tell)
+        except KeyboardInterrupt:
+            kept = len(journal.taken)
+            click.echo(
+                f"tracesim: interrupted; {kept} measurements are kept in {journal.path}, the same command goes on",
+                err=True,
+            )
+            raise click.Abort from None
+        done = write_files(journal.measurements(), out)
+        journal.remove()
+    tell_fits(done, len(left_out), Console())
+
+
+def _compare(names: tuple[str, str], plot: Path | None) -> None:
+    from sim.place.calibration import compare
+
+    if plot is not None:
+        from sim.place.calibration.compare_plot import check_plot_name, write_plot
+
+        check_plot_name(plot)
+    left, right = (compare.read_side(name) for name in names)
+    compare.show(left, right, Console())
+    if plot is not None:
+        write_plot(left, right, plot)
+        click.echo(f"drawn to {plot}")
+
+
 # Reading options ----------------------------------------
 
 
@@ -621,6 +698,18 @@ def _progress() -> Iterator[Callable[[str], None]]:
     """A line on stderr that says what is being done, on a terminal only."""
     with Console(stderr=True).status("starting") as status:
         yield status.update
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar on stderr, on a terminal only: what is done, of how much, and what comes next."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("starting")
+        yield lambda done, total, doing: progress.update(bar, completed=done, total=total, description=doing)
 
 
 def _line_by_line() -> Callable[[str], None]:

@@ -288,6 +288,23 @@ def _send_latency(route: Route, protocol: tables.Protocol, *, plain: bool) -> fl
 
 
 def _textbook(machine: Machine, kind: CollectiveKind, nbytes: int, gpus: tuple[int, ...]) -> CollectivePlan:
+    """The ring, or this host's own curve; where links were changed, its transfer scaled as the ring's."""
+    ring = _ring(machine, kind, nbytes, gpus)
+    reading = read_curve(machine, kind, nbytes, len(gpus)) if len({machine.gpus[g].host for g in gpus}) == 1 else None
+    if reading is None:
+        return ring
+    was = ring if machine.baseline is None else _ring(machine.baseline, kind, nbytes, gpus)
+    ratio = ring.transfer_ns / was.transfer_ns if was.transfer_ns else 1.0
+    latency_ns = max(ns_from_us(reading.latency_us) + ring.latency_ns - was.latency_ns, 0)
+    transfer_ns = round(ns_from_us(reading.transfer_us) * ratio)
+    scaled = "" if ratio == 1.0 else f"; its transfer scaled by {ratio:.3g} for the changed links"
+    return replace(
+        ring, latency_ns=latency_ns, transfer_ns=transfer_ns, call_ns=latency_ns + transfer_ns, source="profile",
+        note=reading.note + scaled,
+    )  # fmt: skip
+
+
+def _ring(machine: Machine, kind: CollectiveKind, nbytes: int, gpus: tuple[int, ...]) -> CollectivePlan:
     """Each step costs the slowest path's latency and one rank's piece over the slowest lane."""
     ranks = len(gpus)
     names = [machine.gpus[g].name for g in gpus]

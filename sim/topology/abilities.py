@@ -96,11 +96,12 @@ def family(dtype: str) -> str:
 @lru_cache(maxsize=128)
 def abilities_of(profile: DeviceProfile) -> Abilities:
     """A profile's abilities, with the shipped calibrated devices as lenders."""
-    return resolve(profile, _shipped_lenders())
+    return resolve(profile, shipped_lenders())
 
 
 @lru_cache(maxsize=1)
-def _shipped_lenders() -> tuple[DeviceProfile, ...]:
+def shipped_lenders() -> tuple[DeviceProfile, ...]:
+    """The shipped profiles that are calibrated, in the order of their names."""
     profiles = (load_device(name) for name in shipped_devices())
     return tuple(p for p in profiles if p.calibration != Calibration())
 

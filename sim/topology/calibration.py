@@ -65,11 +65,13 @@ class PowerFit(FileModel):
 
 
 class MemoryFit(FileModel):
-    """``efficiency``: share of the data sheet's bandwidth that large streams reach."""
+    """``efficiency``: share of the data sheet's bandwidth that large streams reach; ``cache_speedup``: by how much
+    tensors that fit into the last cache together are faster, where that was measured."""
 
     source: Text
     data: Text
     efficiency: Share
+    cache_speedup: AtLeastOne | None = None
 
 
 class RowFit(FileModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
@@ -15,7 +16,7 @@ from sim.topology.device import DeviceProfile, read_device
 from sim.topology.machine import Change, Machine
 from sim.topology.problems import problems_of
 from sim.topology.schema import Devices, TopologyFile
-from sim.topology.yaml_file import parse_yaml, read_named, shipped_names
+from sim.topology.yaml_file import SUFFIXES, parse_yaml, read_named, shipped_names
 
 
 def shipped_topologies() -> tuple[str, ...]:
@@ -31,7 +32,7 @@ def load_topology(name: str, overrides: Mapping[str, object] | None = None) -> M
     UnknownNameError for an unknown name, InputError with every problem of a file, UserError for an unknown path.
     """
     text, where = read_named("topology", str(name), "")
-    raw = parse_yaml(text, where)
+    raw = _with_profiles_beside(parse_yaml(text, where), where)
     file = _checked(raw, where)
     machine = build_machine(file, where)
     if not overrides:
@@ -41,6 +42,25 @@ def load_topology(name: str, overrides: Mapping[str, object] | None = None) -> M
     changes = tuple(_override(changed, path, value, paths) for path, value in overrides.items())
     place = f"{where} with {', '.join(f'{c.path}={c.after}' for c in changes)}"
     return replace(build_machine(_checked(changed, place), place), changes=changes, baseline=machine, _routes={})
+
+
+def _with_profiles_beside(raw: dict[str, object], where: str) -> dict[str, object]:
+    """Device files are looked up beside the topology file first, so that both can be moved together."""
+    devices = raw.get("devices")
+    if not isinstance(devices, dict):
+        return raw
+    others = devices.get("other_profiles")
+    beside: dict[str, object] = {"profile": _beside(devices.get("profile"), where)}
+    if isinstance(others, dict):
+        beside["other_profiles"] = {name: _beside(profile, where) for name, profile in others.items()}
+    return {**raw, "devices": {**devices, **beside} if "profile" in devices else devices}
+
+
+def _beside(profile: object, where: str) -> object:
+    if isinstance(profile, str) and profile.endswith(SUFFIXES):
+        there = Path(where).parent / profile
+        return str(there) if there.is_file() else profile
+    return profile
 
 
 def _checked(raw: Mapping[str, object], where: str) -> TopologyFile:

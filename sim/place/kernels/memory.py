@@ -49,7 +49,8 @@ def memory_us(nbytes: Floats, abilities: Abilities) -> Floats:
     floor = floor_us(device)
     hit = np.clip(2.0 - nbytes / l2_bytes(device), 0.0, 1.0)
     dram = _dram_us(nbytes, abilities)
-    return floor + dram * (1.0 - hit) + hit * nbytes / (dram_gb_s(abilities) * L2_OVER_DRAM * 1e3)
+    speedup = abilities.memory.fit.cache_speedup or L2_OVER_DRAM
+    return floor + dram * (1.0 - hit) + hit * nbytes / (dram_gb_s(abilities) * speedup * 1e3)
 
 
 def _dram_us(nbytes: Floats, abilities: Abilities) -> Floats:

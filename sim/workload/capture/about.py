@@ -36,10 +36,10 @@ def about(command: Sequence[str], place: Place, steps: int, warmup: int, device:
         "steps": steps,
         "warmup": warmup,
         "device": device,
-        "versions": _versions(),
+        "versions": versions(),
         "host": _host(),
         "gpus": _gpus(),
-        "topology": _topology(),
+        "topology": topology(),
     }
 
 
@@ -58,7 +58,8 @@ def without_secrets(command: Sequence[str]) -> list[str]:
     return told
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
+    """Of everything that timings depend on; None for what is not there."""
     nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
@@ -86,14 +87,15 @@ def _host() -> dict[str, Any]:
         "system": platform.system(),
         "kernel": platform.release(),
         "machine": platform.machine(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpus": os.cpu_count(),
         "threads_a_process": torch.get_num_threads(),
         "memory_bytes": pages,
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The CPU as the operating system calls it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
@@ -119,17 +121,17 @@ def _gpus() -> list[dict[str, Any]]:
 
 
 def _driver() -> str | None:
-    told = _asked("--query-gpu=driver_version", "--format=csv,noheader")
+    told = asked("--query-gpu=driver_version", "--format=csv,noheader")
     return told.splitlines()[0].strip() if told else None
 
 
-def _topology() -> str | None:
+def topology() -> str | None:
     """``nvidia-smi topo -m``, without its colours."""
-    told = _asked("topo", "-m")
+    told = asked("topo", "-m")
     return re.sub(r"\x1b\[[0-9;]*m", "", told) if told else None
 
 
-def _asked(*words: str) -> str | None:
+def asked(*words: str) -> str | None:
     """What nvidia-smi says, or None where it is not there or fails."""
     program = shutil.which("nvidia-smi")
     if program is None:

@@ -1,0 +1,248 @@
+"""A device's calibration, fitted to measurements of it: the same formulas that price kernels, with the numbers that
+come nearest.
+
+A sample holds, besides its kernel, the stream's turn-around (GPU) or the call around it (CPU); both were measured and
+are taken off first.  A fifth of the samples is left out of every fit; how far these lie from their prediction is the
+profile's spread.  What cannot be seen in the samples is lent by shipped devices, as for every profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from sim.measurements import Measurements, Sample
+from sim.place.calibration.descent import Floats, descend, errors, held_out, with_block
+from sim.place.kernels.gemm import products, products_us
+from sim.place.kernels.memory import floor_us, memory_us
+from sim.place.kernels.rows import RowOp, rows_us
+from sim.topology.abilities import Abilities, family, resolve, shipped_lenders
+from sim.topology.calibration import Calibration
+from sim.topology.device import DeviceProfile
+
+Block = dict[str, Any]
+Predict = Callable[[Abilities], Floats]
+ROW_OPS: tuple[RowOp, ...] = ("softmax", "layer_norm")
+FITTED_STREAMS = ("add", "mulu", "relu")  # which compute next to nothing, so bytes alone decide
+LEAST_POINTS = 5
+TENSORS = {"add": 3}
+
+# What libraries compute products in: tiles of CUTLASS's usual sizes; for the lanes of an SM, and for the cores of a
+# CPU, smaller ones too.
+TENSOR_TILES = (
+    (128, 256), (256, 128), (128, 128), (256, 64), (64, 256), (128, 64), (64, 128), (64, 64), (128, 32), (64, 32),
+)  # fmt: skip
+LANE_TILES = ((128, 128), (128, 64), (64, 128), (64, 64), (128, 32), (32, 128), (64, 32), (32, 32))
+CPU_TILES = (*LANE_TILES, (256, 256), (32, 16), (16, 32), (16, 16), (16, 4), (4, 16))
+GEMM_START = {
+    "efficiency": 0.9, "operand_elements": 8.0, "prologue_k": 10.0, "tail": 0.1, "split_us": 5.0, "fixed_us": 1.0,
+    "memory_efficiency": 0.85, "overlap": 4.0, "unaligned_efficiency": 0.9,
+}  # fmt: skip
+GEMM_LIMITS = {
+    "efficiency": (0.05, 1.0), "operand_elements": (0.2, 60.0), "prologue_k": (0.2, 200.0), "tail": (0.01, 1.0),
+    "split_us": (0.2, 60.0), "fixed_us": (0.05, 30.0), "memory_efficiency": (0.05, 1.0), "overlap": (1.0, 12.0),
+    "unaligned_efficiency": (0.3, 1.0),
+}  # fmt: skip
+ROWS_START = {"setup_us": 1.2, "pass_us": 0.3, "miss_from": 0.7, "miss_span": 0.7, "overlap": 2.5}
+ROWS_LIMITS = {
+    "setup_us": (0.01, 200.0), "pass_us": (0.002, 100.0), "miss_from": (0.2, 4.0), "miss_span": (0.2, 4.0),
+    "overlap": (1.0, 8.0),
+}  # fmt: skip
+# FlashAttention-2's abstract: memory-efficient attention takes 1.7 times as long (docs/kernels.md, "Attention").
+EFFICIENT_SLOWER = 1.7
+
+
+class Judged(NamedTuple):
+    """One class of ops: how many samples the fit did not see, and measured over predicted of these."""
+
+    name: str
+    seen: int
+    ratio: Floats
+
+
+class Fitted(NamedTuple):
+    """A calibration as plain data, and how near it comes."""
+
+    block: Block
+    judged: tuple[Judged, ...]
+
+
+class _Class(NamedTuple):
+    """Samples of one class of ops, net; which of them no fit sees; and what the model says about them."""
+
+    name: str
+    us: Floats
+    held: Any
+    predict: Callable[[Abilities, Any], Floats]
+
+    def loss(self, abilities: Abilities) -> float:
+        fitted = ~self.held
+        return float(errors(self.predict(abilities, fitted), self.us[fitted]).mean())
+
+
+def fit(profile: DeviceProfile, taken: Measurements, source: str) -> Fitted:
+    """The calibration of ``profile``, which has its data sheet, launch times and measured curves already."""
+    return _Fit(profile.model_copy(update={"calibration": Calibration()}), taken, source).run()
+
+
+class _Fit:
+    def __init__(self, profile: DeviceProfile, taken: Measurements, source: str) -> None:
+        self.bare = profile
+        self.taken = taken
+        self.source = source
+        self.cpu = profile.kind == "cpu"
+        self.lenders = shipped_lenders()
+        self.block: Block = {}
+        self.classes: list[_Class] = []
+
+    def run(self) -> Fitted:
+        self._call()
+        self._memory()
+        for op in ROW_OPS:
+            self._rows(op)
+        for dtype in self.taken.whats("gemm"):
+            self._products(dtype)
+        self._attention()
+        own, borrowed = self._able(), resolve(self.bare, self.lenders)
+        judged = []
+        for one in self.classes:
+            if not one.held.any():
+                continue
+            everything = np.ones(len(one.us), dtype=np.bool_)
+            ratio = one.us[one.held] / one.predict(own, one.held)
+            lent = one.us / one.predict(borrowed, everything)
+            judged.append(Judged(one.name, len(one.us) - len(ratio), ratio))
+            spread = zip(("p10", "p90"), np.quantile(ratio, [0.1, 0.9]), strict=True)
+            far = zip(("borrowed_p10", "borrowed_p90"), np.quantile(lent, [0.1, 0.9]), strict=True)
+            self.block.setdefault("spread", {})[one.name] = {k: float(f"{v:.3g}") for k, v in (*spread, *far)}
+        return Fitted(self.block, tuple(judged))
+
+    def _able(self, **tried: Any) -> Abilities:
+        return resolve(with_block(self.bare, **{**self.block, **tried}), self.lenders)
+
+    def _said(self, what: str, samples: int) -> dict[str, str]:
+        return {"source": self.source, "data": f"{what}: {samples} samples, a fifth of them left out"}
+
+    def _net(self, samples: Iterable[Sample], call: float = 0.0) -> Floats:
+        """Without what a sample holds besides its kernel; never less than half of the shortest kernel."""
+        launch = self.bare.launch
+        gap = (launch.kernel_gap_us or 0.0) if launch is not None else 0.0
+        us = np.array([sample.us for sample in samples]) - (call if self.cpu else gap)
+        return np.asarray(np.maximum(us, 0.5 * floor_us(self.bare)))
+
+    # The host's part of a call ----------------------------------------
+
+    def _call(self) -> None:
+        calls = {op: self.taken.us("host", f"call {op}") for op in ("elementwise", *ROW_OPS)}
+        if None in calls.values():
+            return
+        floor = floor_us(self.bare)
+        numbers = {op: float(f"{max(cast(float, us) - floor, 0.0):.3g}") for op, us in calls.items()}
+        self.block["call"] = {
+            "source": self.source,
+            "data": "one call of 8 x 8 elements, less kernel_floor_us",
+            **numbers,
+        }
+
+    def _call_us(self, op: str) -> float:
+        return float(self.block["call"][op]) if "call" in self.block else 0.0
+
+    # Bytes ----------------------------------------
+
+    def _memory(self) -> None:
+        samples = self.taken.of("elementwise")
+        fitted = [s for s in samples if s.what in FITTED_STREAMS]
+        if len(fitted) < LEAST_POINTS:
+            return
+        streams = self._streams(fitted)
+        start = {"efficiency": 0.85, "cache_speedup": 2.5}
+
+        def loss(values: dict[str, float]) -> float:
+            return streams.loss(self._able(memory={"source": "x", "data": "x", **values}))
+
+        found = descend(start, loss, {"efficiency": (0.02, 1.0), "cache_speedup": (1.0, 30.0)})
+        self.block["memory"] = {**self._said("add, mul and relu of float32", len(fitted)), **found}
+        self.classes.append(self._streams(samples))
+
+    def _streams(self, samples: Sequence[Sample]) -> _Class:
+        nbytes = np.array([4.0 * s.sizes[0] * s.sizes[1] * TENSORS.get(s.what, 2) for s in samples])
+        held = np.array([held_out(s.what, *s.sizes) for s in samples])
+        us = self._net(samples, self._call_us("elementwise"))
+        return _Class("elementwise", us, held, lambda able, part: memory_us(nbytes[part], able))
+
+    def _rows(self, op: RowOp) -> None:
+        samples = self.taken.of(op)
+        if len(samples) < LEAST_POINTS:
+            return
+        rows, columns = (np.array([float(s.sizes[i]) for s in samples]) for i in (0, 1))
+        held = np.array([held_out(*s.sizes) for s in samples])
+        us = self._net(samples, self._call_us(op))
+        kernels = _Class(op, us, held, lambda able, part: rows_us(op, rows[part], columns[part], 4, able))
+
+        def loss(values: dict[str, float]) -> float:
+            return kernels.loss(
+                self._able(rows={**self.block.get("rows", {}), op: {"source": "x", "data": "x", **values}})
+            )
+
+        found = descend(ROWS_START, loss, ROWS_LIMITS)
+        self.block.setdefault("rows", {})[op] = {**self._said(f"{op} of float32", len(samples)), **found}
+        self.classes.append(kernels)
+
+    # Products ----------------------------------------
+
+    def _products(self, dtype: str) -> None:
+        """Dtypes of one family share their numbers: those of float16 where it was measured, else of its first."""
+        samples = self.taken.of("gemm", dtype)
+        name = family(dtype)
+        shadowed = any(family(other) == name and other == "float16" for other in self.taken.whats("gemm"))
+        if len(samples) < LEAST_POINTS or name in self.block.get("gemm", {}) or (shadowed and dtype != "float16"):
+            return
+        tiles = CPU_TILES if self.cpu else LANE_TILES if name == "float32" else TENSOR_TILES
+        fixed = {"tiles": [list(t) for t in tiles], "splits": [1, 2, 4, 8]}
+        kernels = self._product_class(f"gemm_{name}", dtype, samples)
+
+        def loss(values: dict[str, float]) -> float:
+            block = {name: {"source": "x", "data": "x", **fixed, **values}}
+            return kernels.loss(self._able(gemm={**self.block.get("gemm", {}), **block}))
+
+        found = descend(GEMM_START, loss, GEMM_LIMITS)
+        block = {**self._said(f"products of {dtype}", len(samples)), **found, **fixed}
+        self.block.setdefault("gemm", {})[name] = block
+        self.classes.append(kernels)
+
+    def _product_class(self, name: str, dtype: str, samples: Sequence[Sample]) -> _Class:
+        """A square lies on the profile's curve, so no square is judged."""
+        batch, m, n, k = (np.array([float(s.sizes[i]) for s in samples]) for i in range(4))
+        square = (batch == 1) & (m == n) & (n == k)
+        held = np.array([held_out(*s.sizes) for s in samples]) & ~square
+        shapes = products(batch, m, n, k, dtype)
+        return _Class(name, self._net(samples), held, lambda able, part: products_us(shapes.part(part), dtype, able).us)
+
+    # Attention ----------------------------------------
+
+    def _attention(self) -> None:
+        """The share of the products' rate at which fused attention runs: the median over lengths of 256 and more."""
+        shares = {what: self._share(what) for what in ("flash", "flash_backward", "efficient", "efficient_backward")}
+        if shares["flash"] is None or shares["flash_backward"] is None:
+            return
+        told = self._said("attention: median share of the data sheet's rate", len(self.taken.of("attention")))
+        for what in ("efficient", "efficient_backward"):
+            if shares[what] is None:  # a CPU has one fused kernel, whatever is asked for
+                flash = cast(float, shares[what.replace("efficient", "flash")])
+                shares[what] = flash if self.cpu else flash / EFFICIENT_SLOWER
+                if not self.cpu:
+                    told["data"] += f"; {what}: not measured, {EFFICIENT_SLOWER} times slower than flash as published"
+        self.block["attention"] = {**told, **{k: float(f"{cast(float, v):.3g}") for k, v in shares.items()}}
+
+    def _share(self, what: str) -> float | None:
+        samples = [s for s in self.taken.of("attention") if s.what.split()[0] == what]
+        long = [s for s in samples if s.sizes[1] >= 256] or samples
+        if not long:
+            return None
+        dtype = long[0].what.split()[1]
+        tflops = self.bare.tflops.get(dtype) or self.bare.tflops["float32"]
+        flops = np.array([(10.0 if "backward" in what else 4.0) * np.prod([float(n) for n in s.sizes]) for s in long])
+        share = float(np.median(flops / self._net(long) / (tflops * 1e6)))
+        return min(share, 1.0)

@@ -1,0 +1,207 @@
+"""How long a call takes on a device: all that differs between a CPU and a CUDA GPU.
+
+On a CPU a call is timed by ``time.perf_counter_ns``, of one thread by ``time.thread_time_ns``.  On a GPU device events
+(``torch.cuda.Event``) stand around a batch of calls which is launched while the stream is still busy with copies (the
+plug), so that the host's pace does not show: what is left of a call is its kernels and the stream's turn-around.
+
+Others may use the machine.  Threads that wait for one which the operating system has stopped are slower by
+milliseconds, so batches of several threads in which that happened are told apart and taken anew.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from math import ceil
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from sim.measurements import Sample
+from sim.units import MIB
+
+Call = Callable[[], Any]
+
+# Launches of one batch: fewer than the 1,024 that block the launching thread, with a few kernels a call.
+MOST_CALLS = 64
+BATCH_US = 500.0
+MOST_REPEATS = 25
+LEAST_REPEATS = 3
+PATIENCE = 3
+# What a launch of PyTorch takes a host at most: the plug must last as long as all launches of a batch.
+SLOWEST_LAUNCH_US = 40.0
+PLUG_BYTES = 64 * MIB
+
+
+class Spread(NamedTuple):
+    """Median, 10th and 90th percentile of ``repeats`` batches of ``calls`` calls, in microseconds a call;
+    ``disturbed``: batches in which another process took a CPU."""
+
+    us: float
+    p10: float
+    p90: float
+    repeats: int
+    calls: int
+    disturbed: int = 0
+
+    def scaled(self, factor: float, less: float = 0.0) -> Spread:
+        """The same of ``factor`` x (each time - ``less``), never below 0."""
+        middle, low, high = (max(us - less, 0.0) * factor for us in (self.us, self.p10, self.p90))
+        return Spread(middle, low, high, self.repeats, self.calls, self.disturbed)
+
+    def sample(self, section: str, what: str, sizes: tuple[int, ...] = ()) -> Sample:
+        """As a sample."""
+        return Sample(section, what, sizes, *self)
+
+
+class Timer(Protocol):
+    """Times calls on one device."""
+
+    device: torch.device
+    alone: bool
+    """Whether a batch in which another process took a CPU says nothing."""
+
+    def batch_us(self, call: Call, calls: int) -> float:
+        """Microseconds of the device a call, of so many calls one after another."""
+
+    def alone_us(self, call: Call) -> float:
+        """Microseconds of one call on an idle device, as somebody who waits for it sees it."""
+
+    def host_us(self, call: Call, calls: int) -> float:
+        """Microseconds of the host to issue a call."""
+
+
+class CpuTimer:
+    """The CPU computes in the call, so there is one time for all three: of one thread its own CPU time, which does not
+    pass while another process has the CPU; of several threads, which wait for each other, the clock's."""
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+        self._now = time.thread_time_ns if torch.get_num_threads() == 1 else time.perf_counter_ns
+        self.alone = torch.get_num_threads() > 1
+
+    def batch_us(self, call: Call, calls: int) -> float:
+        """See :class:`Timer`."""
+        begun = self._now()
+        for _ in range(calls):
+            call()
+        return (self._now() - begun) / 1e3 / calls
+
+    def alone_us(self, call: Call) -> float:
+        """See :class:`Timer`."""
+        return self.batch_us(call, 1)
+
+    def host_us(self, call: Call, calls: int) -> float:
+        """See :class:`Timer`."""
+        return self.batch_us(call, calls)
+
+
+class CudaTimer:
+    """CUDA events; the stream is kept busy while a batch is launched."""
+
+    def __init__(self, gpu: int = 0) -> None:
+        self.device = torch.device("cuda", gpu)
+        self.alone = False
+        self._from = torch.zeros(PLUG_BYTES, dtype=torch.uint8, device=self.device)
+        self._to = torch.empty_like(self._from)
+        self._plug_us = 0.0
+        for _ in range(3):
+            self._to.copy_(self._from)
+        self._plug_us = max(self._between(lambda: self._to.copy_(self._from), 10), 1.0)
+
+    def _between(self, call: Call, calls: int, plugs: int = 0) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.device(self.device):
+            torch.cuda.synchronize()
+            for _ in range(plugs):
+                self._to.copy_(self._from)
+            begin.record()
+            for _ in range(calls):
+                call()
+            end.record()
+            end.synchronize()
+        return float(begin.elapsed_time(end)) * 1e3 / calls
+
+    def batch_us(self, call: Call, calls: int) -> float:
+        """See :class:`Timer`."""
+        return self._between(call, calls, ceil(calls * SLOWEST_LAUNCH_US / self._plug_us))
+
+    def alone_us(self, call: Call) -> float:
+        """See :class:`Timer`."""
+        return self._between(call, 1)
+
+    def host_us(self, call: Call, calls: int) -> float:
+        """See :class:`Timer`."""
+        torch.cuda.synchronize(self.device)
+        begun = time.perf_counter_ns()
+        for _ in range(calls):
+            call()
+        us = (time.perf_counter_ns() - begun) / 1e3 / calls
+        torch.cuda.synchronize(self.device)
+        return us
+
+
+def switches() -> int:
+    """How often another process has taken a CPU from a thread of this one (involuntary context switches)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+class Repeats:
+    """Batches taken of one call; those in which another process took a CPU from this one are told apart."""
+
+    def __init__(self, most: int = MOST_REPEATS) -> None:
+        self.quiet: list[float] = []
+        self.disturbed: list[float] = []
+        self._most = most
+
+    def take(self, us: float, switched: int) -> None:
+        """One more."""
+        (self.disturbed if switched else self.quiet).append(us)
+
+    def enough(self, spent_us: float, budget_us: float) -> bool:
+        """Three quiet batches at least; where there are none, three times the time, and then what there is."""
+        taken = len(self.quiet) + len(self.disturbed)
+        if taken < LEAST_REPEATS:
+            return False
+        if len(self.quiet) < LEAST_REPEATS:
+            return spent_us > PATIENCE * budget_us or taken >= PATIENCE * self._most
+        return spent_us > budget_us or len(self.quiet) >= self._most
+
+    def kept(self) -> list[float]:
+        """The quiet batches; where there are less than three, the fastest third of all."""
+        if len(self.quiet) >= LEAST_REPEATS:
+            return self.quiet
+        everything = sorted([*self.quiet, *self.disturbed])
+        return everything[: max(len(everything) // 3, 1)]
+
+
+def timed(
+    batch_us: Callable[[Call, int], float], call: Call, point_ms: float, most_calls: int = MOST_CALLS, *, alone: bool
+) -> Spread:
+    """Warm up, choose how many calls make a batch that can be timed, repeat for about ``point_ms``."""
+    first = batch_us(call, 1)
+    second = min(first, batch_us(call, 1)) if first < 1e3 * point_ms else first
+    calls = max(1, min(most_calls, int(BATCH_US / max(second, 1.0))))
+    if calls > 1:
+        batch_us(call, calls)
+    repeats, spent = Repeats(), 0.0
+    while not repeats.enough(spent, 1e3 * point_ms):
+        before = switches()
+        us = batch_us(call, calls)
+        repeats.take(us, switches() - before if alone else 0)
+        spent += us * calls
+    return spread_of(repeats.kept(), calls, len(repeats.disturbed))
+
+
+def spread_of(taken: list[float], calls: int, disturbed: int = 0) -> Spread:
+    """The spread of repeated batches."""
+    ordered = sorted(taken)
+
+    def at(share: float) -> float:
+        place = share * (len(ordered) - 1)
+        low = int(place)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+    return Spread(at(0.5), at(0.1), at(0.9), len(ordered), calls, disturbed)
