@@ -17,7 +17,6 @@ import io
 import json
 import os
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from sim.place.calibration.descent import descend, errors, held_out, with_block
 from sim.place.kernels.gemm import products, products_us
 from sim.place.kernels.memory import Floats, memory_us
 from sim.place.kernels.rows import RowOp, rows_us
@@ -50,7 +50,6 @@ DEVICES = {
 }
 TWO_INPUTS = ("add", "mul", "div", "pow")
 ROW_OPS: dict[str, RowOp] = {"softmax": "softmax", "ln": "layer_norm"}
-HELD_OUT = 5
 MOST_POINTS = 900  # of one fit; more points move the numbers by less than they are rounded by
 
 
@@ -103,10 +102,6 @@ def read_csv(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def held_out(*sizes: object) -> bool:
-    return zlib.crc32(",".join(map(str, sizes)).encode()) % HELD_OUT == 0
-
-
 def read_gemms() -> dict[tuple[str, str], Gemms]:
     """By profile name and class (linear, bmm, or float16).
 
@@ -156,36 +151,8 @@ def bare(name: str) -> DeviceProfile:
     return load_device(name).model_copy(update={"calibration": Calibration()})
 
 
-def errors(predicted: Floats, measured: Floats) -> Floats:
-    return np.asarray(np.abs(predicted / measured - 1.0))
-
-
-def descend(
-    start: dict[str, float], loss: Callable[[dict[str, float]], float], limits: Mapping[str, tuple[float, float]]
-) -> dict[str, float]:
-    """One number after another up or down by a step that shrinks, as long as the loss falls."""
-    best, values, step = loss(start), dict(start), 0.4
-    for _ in range(24):
-        for name, (low, high) in limits.items():
-            for factor in (1 + step, 1 / (1 + step)):
-                tried = {**values, name: min(max(values[name] * factor, low), high)}
-                value = loss(tried)
-                if value < best:
-                    best, values = value, tried
-        step *= 0.82
-    return {name: float(f"{value:.3g}") for name, value in values.items()}
-
-
 def thinned(part: Any) -> Any:
     return part.part(slice(None, None, max(1, len(part.us) // MOST_POINTS)))
-
-
-def with_block(profile: DeviceProfile, **sections: Any) -> DeviceProfile:
-    """A profile with sections of its calibration replaced (plain data, checked)."""
-    data = profile.calibration.model_dump()
-    for section, value in sections.items():
-        data[section] = {**data[section], **value} if isinstance(data.get(section), dict) else value
-    return profile.model_copy(update={"calibration": Calibration.model_validate(data)})
 
 
 # What the libraries have.  Float32: the tiles in the kernel names of fp32_gemm.csv.gz.  Tensor cores: cuBLAS's and

@@ -18,6 +18,7 @@ from sim.place.outside import CUDA_CONTEXT_BYTES, nccl_bytes
 from sim.place.placement import CollectiveDoubt, Costs, Flow, Held, PlacedRank, Placement, share_of
 from sim.place.power import power_of
 from sim.place.sharing import held_by
+from sim.place.synchronous import computed_in_calls
 from sim.place.transpose import rescaled
 from sim.timeline import CollectiveInfo, DurationSource
 from sim.topology.machine import Gpu, Machine
@@ -37,6 +38,8 @@ def place_on_machine(graph: OpGraph, machine: Machine, gpus: Sequence[int] = (),
     """See :func:`sim.place.place.place`."""
     chosen = _chosen(graph, machine, gpus or graph.gpus)
     warnings = _of_the_cpu(graph, chosen)
+    if all(gpu.profile.kind == "cpu" for gpu in chosen):
+        graph = computed_in_calls(graph)
     of_rank = {r.rank: gpu for r, gpu in zip(graph.ranks, chosen, strict=True)}
     placer = _Placer(graph, machine, of_rank)
     ranks = tuple(

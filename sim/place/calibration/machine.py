@@ -91,7 +91,7 @@ def _cpus(taken: Measurements, source: str) -> Data:
     """Ranks that talk over loopback, as gloo does on one host; one alone where links were not measured."""
     machine = taken.machine
     sends = taken.of("links", "send")
-    ranks = max((s.sizes[1] for s in taken.of("links")), default=1)
+    ranks = max((s.sizes[-1] for s in taken.of("links")), default=1)
     found: Data = {
         "id": "rank",
         "count": ranks,

@@ -50,7 +50,7 @@ def provenance(machine: Machine) -> str:
     device, versions = machine.device, machine.versions
     with_what = [f"torch {versions.get('torch', '?')}"]
     with_what += [f"{key} {versions[key]}" for key in ("cuda", "driver", "nccl") if key in versions]
-    timer = "device events" if device.kind == "gpu" else "perf_counter_ns"
+    timer = "device events" if device.kind == "gpu" else "CPU time" if machine.threads == 1 else "perf_counter_ns"
     host = f" in a host with {machine.cpus} CPUs {machine.cpu_name}" if device.kind == "gpu" else ""
     idle = f", load average before {machine.load:g}" if device.kind == "cpu" else ""
     clocks = f", {machine.clocks}" if machine.clocks else ""

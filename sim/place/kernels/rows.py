@@ -39,6 +39,8 @@ def threads_an_sm(capability: tuple[int, int]) -> int:
 def rows_us(op: RowOp, rows: Floats, columns: Floats, size: int, abilities: Abilities, tensors: int = 1) -> Floats:
     """Microseconds to read ``tensors`` of [rows, columns] elements of ``size`` bytes and write one."""
     device, fit = abilities.profile, abilities.rows[op].fit
+    if device.kind == "cpu":
+        return _by_cores(op, rows, columns, size, abilities, tensors)
     vector = VECTOR_BYTES // size
     threads = np.full(columns.shape, float(LAYER_NORM_THREADS))
     short = np.zeros(columns.shape, dtype=np.bool_)
@@ -54,8 +56,21 @@ def rows_us(op: RowOp, rows: Floats, columns: Floats, size: int, abilities: Abil
     passes = np.ceil(columns / (vector * threads)) * READINGS[op]
     working = np.ceil(rows / in_flight) * (fit.setup_us + fit.pass_us * passes)
     working = np.where(short, 0.0, working)
+    return _beside(moving, working, fit.overlap)
+
+
+def _by_cores(op: RowOp, rows: Floats, columns: Floats, size: int, abilities: Abilities, tensors: int) -> Floats:
+    """On a CPU each core takes its share of the rows, one after another, 16 bytes of a row at a time."""
+    device, fit = abilities.profile, abilities.rows[op].fit
+    moving = memory_us((tensors + 1) * rows * columns * size, abilities)
+    steps = np.ceil(columns * size / VECTOR_BYTES) * READINGS[op]
+    return _beside(moving, np.ceil(rows / device.sms) * (fit.setup_us + fit.pass_us * steps), fit.overlap)
+
+
+def _beside(moving: Floats, working: Floats, overlap: float) -> Floats:
+    """The larger of the two, or a little more where they are alike: the p-norm."""
     larger, smaller = np.maximum(moving, working), np.minimum(moving, working)
-    return np.asarray(larger * (1.0 + (smaller / larger) ** fit.overlap) ** (1.0 / fit.overlap))
+    return np.asarray(larger * (1.0 + (smaller / larger) ** overlap) ** (1.0 / overlap))
 
 
 def _softmax_threads(columns: Floats, vector: int) -> Floats:

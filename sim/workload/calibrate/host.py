@@ -99,8 +99,7 @@ def _calls_alone(timer: Timer, point_ms: float) -> list[Sample]:
         "call layer_norm": lambda: nnf.layer_norm(small, small.shape[-1:]),
     }
     return [
-        timed(lambda call, _: timer.alone_us(call), call, point_ms, alone=timer.alone).sample("host", what)
-        for what, call in calls.items()
+        timed(timer.alone_us, call, point_ms, alone=timer.alone).sample("host", what) for what, call in calls.items()
     ]
 
 

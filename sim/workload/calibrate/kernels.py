@@ -89,7 +89,8 @@ def _product(dtype: str, batch: int, m: int, n: int, k: int) -> Task:
             left, right = _random(device, dtype, batch, m, k), _random(device, dtype, batch, k, n)
             return lambda: torch.bmm(left, right)
         rows = _random(device, dtype, m, k)
-        weights = cycle([_random(device, dtype, n, k).t() for _ in range(_copies_beyond_cache(size * n * k))])
+        weight = _random(device, dtype, n, k)
+        weights = cycle([weight.clone().t() for _ in range(_copies_beyond_cache(size * n * k))])
         return lambda: torch.mm(rows, next(weights))
 
     size = DTYPES[dtype].itemsize

@@ -25,10 +25,12 @@ from sim.workload.calibrate.spec import Grid
 
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send")
 ISSUE = "issue"
+RANK_MODULE = "sim.workload.calibrate.rank"
 # Processes of one host; more tell little more and take a CPU's cores from each other.
 MOST_CPU_RANKS = 8
 SILENCE_S = 120.0
-LOOK_S = 0.1
+START_S = 120.0
+LOOK_S, GONE_S = 0.1, 5.0
 Key = tuple[str, str, tuple[int, ...]]
 
 
@@ -90,7 +92,7 @@ def measure_links(
     try:
         _Watch(ranks_process, request, journal, told, silence_s).until_done()
     finally:
-        _end(ranks_process)
+        _end(ranks_process, folder)
 
 
 def _check_torchrun() -> None:
@@ -102,7 +104,7 @@ def _check_torchrun() -> None:
 
 def _command(ranks: int, asked: Path) -> list[str]:
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return [*run, "-m", "sim.workload.calibrate.rank", str(asked)]
+    return [*run, "-m", RANK_MODULE, str(asked)]
 
 
 class _Watch:
@@ -126,7 +128,7 @@ class _Watch:
                 heard = time.monotonic()
             if ended is not None:
                 break
-            if time.monotonic() - heard > self.silence_s:
+            if time.monotonic() - heard > (self.silence_s if self.read else max(self.silence_s, START_S)):
                 raise UserError(f"--links: {self._behind()}; {_KEPT}")
             time.sleep(LOOK_S)
         if ended != 0:
@@ -151,7 +153,7 @@ class _Watch:
         places = sorted(Path(self.request.places).glob("rank*.at"), key=lambda p: p.stat().st_mtime)
         missing = sorted(set(range(self.request.ranks)) - {_number(p) for p in places})
         if missing:
-            return f"rank {missing[0]} of {self.request.ranks} did not start within {self.silence_s:.0f} s"
+            return f"rank {missing[0]} of {self.request.ranks} did not start within {START_S:.0f} s"
         where = places[0].read_text().partition("\n")[2].strip()
         return f"rank {_number(places[0])} has been silent for {self.silence_s:.0f} s, last at {where}"
 
@@ -181,13 +183,25 @@ def _number(place: Path) -> int:
     return int(place.name.removeprefix("rank").removesuffix(".at"))
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """torchrun and its ranks, which are a process group of their own."""
+def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """torchrun, and the ranks, each of which it has put into a session of its own."""
     if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+        process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=5)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+            process.wait(timeout=2)
+    process.kill()
     process.wait()
+    for place in folder.glob("rank*.at"):
+        number = place.read_text().partition("\n")[0]
+        if number.isdigit() and _is_rank(int(number)):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(int(number), signal.SIGKILL)
+            gone = time.monotonic() + GONE_S
+            while _is_rank(int(number)) and time.monotonic() < gone:
+                time.sleep(LOOK_S)
+
+
+def _is_rank(pid: int) -> bool:
+    """Whether a process of that number is one of ours still (where the system tells)."""
+    command = Path("/proc") / str(pid) / "cmdline"
+    return command.exists() and RANK_MODULE.encode() in command.read_bytes()

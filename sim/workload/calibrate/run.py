@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -132,7 +131,6 @@ class _Bench:
         except RuntimeError:  # out of memory, or no kernel for this backend, dtype and shape
             return None
         finally:
-            gc.collect()
             if timer.device.type == "cuda":
                 torch.cuda.empty_cache()
         return spread.sample(*task.key)

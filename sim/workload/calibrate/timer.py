@@ -65,8 +65,8 @@ class Timer(Protocol):
     def batch_us(self, call: Call, calls: int) -> float:
         """Microseconds of the device a call, of so many calls one after another."""
 
-    def alone_us(self, call: Call) -> float:
-        """Microseconds of one call on an idle device, as somebody who waits for it sees it."""
+    def alone_us(self, call: Call, calls: int) -> float:
+        """Microseconds a call, each on an idle device, as somebody who waits for it sees it."""
 
     def host_us(self, call: Call, calls: int) -> float:
         """Microseconds of the host to issue a call."""
@@ -88,9 +88,9 @@ class CpuTimer:
             call()
         return (self._now() - begun) / 1e3 / calls
 
-    def alone_us(self, call: Call) -> float:
+    def alone_us(self, call: Call, calls: int) -> float:
         """See :class:`Timer`."""
-        return self.batch_us(call, 1)
+        return self.batch_us(call, calls)
 
     def host_us(self, call: Call, calls: int) -> float:
         """See :class:`Timer`."""
@@ -127,9 +127,9 @@ class CudaTimer:
         """See :class:`Timer`."""
         return self._between(call, calls, ceil(calls * SLOWEST_LAUNCH_US / self._plug_us))
 
-    def alone_us(self, call: Call) -> float:
+    def alone_us(self, call: Call, calls: int) -> float:
         """See :class:`Timer`."""
-        return self._between(call, 1)
+        return sum(self._between(call, 1) for _ in range(calls)) / calls
 
     def host_us(self, call: Call, calls: int) -> float:
         """See :class:`Timer`."""
@@ -185,12 +185,11 @@ def timed(
     calls = max(1, min(most_calls, int(BATCH_US / max(second, 1.0))))
     if calls > 1:
         batch_us(call, calls)
-    repeats, spent = Repeats(), 0.0
-    while not repeats.enough(spent, 1e3 * point_ms):
+    repeats, begun = Repeats(), time.monotonic()
+    while not repeats.enough(1e6 * (time.monotonic() - begun), 1e3 * point_ms):
         before = switches()
         us = batch_us(call, calls)
         repeats.take(us, switches() - before if alone else 0)
-        spent += us * calls
     return spread_of(repeats.kept(), calls, len(repeats.disturbed))
 
 

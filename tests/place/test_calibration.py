@@ -1,0 +1,224 @@
+"""Measurements become profiles and topologies: of made-up GPUs whose every time is known, and of a CPU's ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sim
+from sim.graph import OpGraph, Program, RankProgram
+from sim.measurements import Device, Machine, Measurements, Sample
+from sim.ops import HostCall, Kernel, TensorMeta, Work
+from sim.place.calibration import compare
+from sim.place.calibration.compare_plot import write_plot
+from sim.place.calibration.descent import descend
+from sim.place.calibration.profile import profile_of
+from sim.place.calibration.write import topology_file, write_files
+from sim.place.collectives import plan
+from sim.place.kernels.gemm import products, products_us
+from sim.place.kernels.memory import memory_us
+from sim.place.kernels.rows import rows_us
+from sim.topology.abilities import abilities_of
+from sim.topology.device import load_device
+from sim.topology.load import load_topology
+from sim.topology.machine import Machine as Topology
+from tests.programs import LANES, MAIN, STREAM
+from tests.topology.test_smi import DGX_A100
+
+GAP_US, FLOOR_US = 1.0, 1.4
+
+
+def _machine(device: Device, topology: str = "") -> Machine:
+    versions = {"torch": "2.13.0", "cuda": "13.0", "driver": "580.1", "nccl": "2.28.9"}
+    return Machine(device, "AMD EPYC", 64, "amd", versions, "tracesim calibrate", "2026-11-25", 0.0, topology=topology)
+
+
+def _gpu(name: str, count: int = 1) -> Device:
+    return Device(
+        "gpu", name, count, 100, 48 << 30, 64 << 20, (8, 9), 1500.0, 8000.0, 256, 300.0, 4, 16
+    )  # fmt: skip
+
+
+def _sample(section: str, what: str, sizes: tuple[int, ...], us: float) -> Sample:
+    return Sample(section, what, sizes, us, us, us)
+
+
+def _as_modelled(profile: str) -> list[Sample]:
+    """What a GPU would show that behaves as a shipped profile says, turn-around of the stream included."""
+    able = abilities_of(load_device(profile))
+    shapes = [(1, side, side, side) for side in (64, 128, 512, 1024, 2048, 4096)]
+    shapes += [(1, m, n, k) for m in (1, 64, 512, 4096) for n in (768, 3072, 4096) for k in (768, 4096)]
+    found = [
+        _sample("launch", "floor", (), FLOOR_US),
+        _sample("launch", "latency", (), 7.0),
+        _sample("launch", "gap", (), GAP_US),
+    ]
+    columns = [np.array(column, dtype=np.float64) for column in zip(*shapes, strict=True)]
+    for dtype in ("float16", "float32"):
+        times = products_us(products(*columns, dtype), dtype, able).us
+        found += [_sample("gemm", dtype, shape, us + GAP_US) for shape, us in zip(shapes, times.tolist(), strict=True)]
+    for elements in (2**i for i in range(10, 29, 2)):
+        us = float(memory_us(np.array([12.0 * elements]), able)[0])
+        found.append(_sample("elementwise", "add", (1, elements), us + GAP_US))
+    for rows in (64, 1024, 16384):
+        for width in (512, 2048, 8192):
+            us = float(rows_us("softmax", np.array([float(rows)]), np.array([float(width)]), 4, able)[0])
+            found.append(_sample("softmax", "float32", (rows, width), us + GAP_US))
+    return found
+
+
+def test_a_descent_finds_the_lowest_point() -> None:
+    # (x - 3)^2 + (y - 0.5)^2 is lowest at 3 and at the limit of y, 0.4.
+    start, limits = {"x": 1.0, "y": 0.1}, {"x": (0.0, 9.0), "y": (0.0, 0.4)}
+    found = descend(start, lambda v: (v["x"] - 3) ** 2 + (v["y"] - 0.5) ** 2, limits)
+    assert found["x"] == pytest.approx(3, rel=0.02) and found["y"] == 0.4
+
+
+def test_a_known_gpu_keeps_its_data_sheet_and_gets_what_was_measured() -> None:
+    taken = Measurements(_machine(_gpu("NVIDIA L40S")), tuple(_as_modelled("l40s")))
+    made = profile_of(taken, "mine")
+    sheet = load_device("l40s")
+    assert made.profile.name == "mine" and made.profile.full_name == "NVIDIA L40S"
+    assert made.profile.tflops == sheet.tflops and made.profile.source == sheet.source
+    assert made.profile.launch is not None and made.profile.launch.kernel_gap_us == GAP_US
+    assert "torch 2.13.0, cuda 13.0, driver 580.1" in made.profile.launch.source
+    # The samples are what another profile's model says: fits of the same formulas give them back.
+    for judged in made.judged:
+        assert abs(float(np.median(judged.ratio)) - 1) < 0.08, judged
+    own = products_us(products(1, 2048, 1024, 4096, "float16"), "float16", abilities_of(made.profile)).us[0]
+    said = products_us(products(1, 2048, 1024, 4096, "float16"), "float16", abilities_of(sheet)).us[0]
+    assert own == pytest.approx(said, rel=0.12)
+    # The same measurements, the same profile.
+    assert profile_of(taken, "mine").data == made.data
+
+
+def test_an_unknown_gpu_is_described_by_its_driver_and_by_nothing_else() -> None:
+    # 100 SMs x 1.5 GHz x 1024 operations a clock (8.9) = 153.6 TFLOP/s of float16, rounded up; float32 a quarter.
+    # 8000 MHz x 256 bit / 8 x 2 = 512 GB/s.
+    made = profile_of(Measurements(_machine(_gpu("NVIDIA NEW 1000")), tuple(_as_modelled("l40s")[:3])), "new").profile
+    assert made.tflops == {"float32": 38.4, "float16": 154.0, "bfloat16": 154.0, "tfloat32": 76.8}
+    assert made.memory_bandwidth_gb_s == 512 and made.architecture == "Ada" and made.compute_capability == "8.9"
+    assert (made.sms, made.memory_gib, made.l2_mib, made.tdp_w) == (100, 48, 64, 300)
+    assert "no data sheet" in made.note and "measured on NVIDIA NEW 1000" in made.source
+    assert made.calibration.gemm == {}  # borrowed, as for every profile
+
+
+def test_a_host_with_an_nvswitch_becomes_a_topology(tmp_path: Path) -> None:
+    large = 64 << 20
+    samples = [
+        *_as_modelled("a100-sxm4-80gb"),
+        _sample("copy", "h2d", (large,), large / 25e3),  # 25 GB/s
+        _sample("copy", "d2h", (large,), large / 24e3),
+        _sample("copy", "p2p 0 1", (large,), large / 240e3),
+        _sample("copy", "p2p 0 7", (large,), large / 235e3),
+        *(
+            _sample("links", "all_reduce", (size, 8), us)
+            for size, us in ((1024, 30.0), (1 << 20, 60.0), (1 << 30, 5000.0))
+        ),
+        _sample("links", "issue", (8,), 12.0),
+        _sample("host", "op", (), 9.5),
+    ]
+    written = write_files(
+        Measurements(_machine(_gpu("NVIDIA A100-SXM4-80GB", 8), DGX_A100), tuple(samples)), tmp_path / "dgx.yaml"
+    )
+    assert written.topology == topology_file(tmp_path / "dgx.yaml") == tmp_path / "dgx.topology.yaml"
+    machine = load_topology(str(written.topology))
+    assert len(machine.gpus) == 8 and machine.gpus[0].profile.name == "dgx"
+    rates = {link.cls: link.bandwidth_gb_s for link in machine.links}
+    assert rates == {"pcie": 25.0, "nvlink12": 240.0, "socket": 25.0}
+    assert machine.route("gpu0", "gpu7").path == "NVS"
+    assert (machine.host.op_us, machine.host.collective_us) == (9.5, 12.0)
+    assert machine.nccl.version == "2.28.9"
+    told = plan(machine, "all_reduce", 1 << 20, tuple(range(8)))
+    assert told.call_us == pytest.approx(60.0) and told.source == "profile"
+
+
+# CPUs ----------------------------------------
+
+
+@pytest.fixture
+def two_ranks(tmp_path: Path) -> Topology:
+    """A CPU on which an add of 8 x 8 takes 2 us, an op in a model 12, a view 1; two ranks, a measured all_reduce."""
+    device = Device("cpu", "A CPU, 1 threads", 1, 1, 16 << 30, 32 << 20)
+    samples = [
+        _sample("host", "op", (), 12.0), _sample("host", "metadata", (), 1.0),
+        *(_sample("host", f"call {op}", (), 2.0) for op in ("elementwise", "softmax", "layer_norm")),
+        *(_sample("gemm", "float32", (1, n, n, n), 2.0 + 2 * n**3 / 1e5) for n in (64, 128, 256, 512)),  # 0.1 TFLOP/s
+        *(_sample("links", "all_reduce", (size, 2), us) for size, us in ((256, 300.0), (1 << 20, 1300.0))),
+        *(_sample("links", "send", (size, 2), us) for size, us in ((256, 100.0), (32 << 20, 20000.0))),
+    ]  # fmt: skip
+    machine = Machine(device, "A CPU", 2, "amd", {"torch": "2.13.0"}, "tracesim calibrate", "2026-11-25", 0.1)
+    return load_topology(str(write_files(Measurements(machine, tuple(samples)), tmp_path / "cpu.yaml").topology))
+
+
+def test_gloo_ranks_get_the_curve_that_was_measured(two_ranks: Topology) -> None:
+    assert [gpu.name for gpu in two_ranks.gpus] == ["rank0", "rank1"]
+    assert plan(two_ranks, "all_reduce", 256, (0, 1)).call_us == 300
+    assert plan(two_ranks, "all_reduce", 1 << 20, (0, 1)).call_us == 1300
+    # Halfway in logarithms: sqrt(300 x 1300) = 624.5.
+    assert plan(two_ranks, "all_reduce", 16384, (0, 1)).call_us == pytest.approx(624.5, rel=1e-4)
+    # No curve of a send: two links of 50 us, and 32 MiB at the measured 1.68 GB/s.
+    sent = plan(two_ranks, "send", 32 << 20, (0, 1))
+    assert sent.call_us == pytest.approx(100 + (32 << 20) / 1.68e3, rel=1e-3)
+
+
+def test_a_changed_link_scales_the_measured_transfer(two_ranks: Topology, tmp_path: Path) -> None:
+    halved = load_topology(str(tmp_path / "cpu.topology.yaml"), {"links.tcp.bandwidth_gb_s": 0.84})
+    # The part above the smallest call is the transfer: 1300 = 300 + 1000, which takes twice as long.
+    told = plan(halved, "all_reduce", 1 << 20, (0, 1))
+    assert told.call_us == pytest.approx(300 + 2000)
+    assert "scaled by 2" in told.note
+
+
+def test_a_cpu_computes_in_the_call(two_ranks: Topology) -> None:
+    """call - kernel - view - call - kernel, one after another: no stream runs beside the thread."""
+    matrix = TensorMeta("float32", (256, 256))
+    ops = (
+        HostCall(lane=MAIN, name="aten::mm"), Kernel(lane=STREAM, name="aten::mm", launch=0, work=0),
+        HostCall(lane=MAIN, name="aten::view"),
+        HostCall(lane=MAIN, name="aten::mm"), Kernel(lane=STREAM, name="aten::mm", launch=3, work=0),
+    )  # fmt: skip
+    work = Work("aten::mm", (matrix, matrix), (matrix,))
+    graph = OpGraph("made", (Program(LANES, ops),), (RankProgram(0, 0),), works=(work,))
+    placed = sim.place(graph, two_ranks)
+    product = placed.ranks[0].costs.duration_ns[1]
+    # The square of 256 lies on its curve, without what the curve's first point shows above the floor of 2 us:
+    # 2 x 256^3 / 1e5 + 2 - 5.24 = 332.3 us; an op's own part is 12 - 2 us, a view takes 1.
+    assert product == pytest.approx(332_300, rel=0.02)
+    timeline = sim.replay(placed)
+    assert max(span.end_ns for span in timeline.spans) == 2 * (10_000 + product) + 1_000
+
+
+# Two side by side ----------------------------------------
+
+
+def test_rows_of_two_profiles() -> None:
+    left, right = compare.read_side("a5000x8"), compare.read_side("dgx-a100")
+    rows = {row.what: row for row in compare.compared(left, right)}
+    assert (rows["SMs"].left, rows["SMs"].right) == (64, 108)
+    assert rows["memory bandwidth, data sheet"].left == 768
+    # The A5000's all-reduce of 64 MiB over 8 is on its curve.
+    row = rows["all_reduce, 8 ranks, 64.00 MiB"]
+    assert row.left == pytest.approx(8234.52) and row.right is not None and row.right < row.left
+
+
+def test_profiles_alone_have_no_host_and_no_links() -> None:
+    rows = [row.what for row in compare.compared(compare.read_side("rtx-a5000"), compare.read_side("a40"))]
+    assert not [what for what in rows if what.startswith(("host", "all_reduce"))]
+
+
+@pytest.mark.parametrize("names", [("rtx-a5000", "a100-pcie-40gb"), ("a5000x8", "cpu-gloo"), ("epyc-7763", "h200-sxm")])
+def test_the_picture_is_the_same_to_the_byte(names: tuple[str, str], tmp_path: Path) -> None:
+    left, right = map(compare.read_side, names)
+    write_plot(left, right, tmp_path / "a.png")
+    write_plot(left, right, tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_the_command_compares(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    code, said, errors = run("calibrate", "--compare", "rtx-a5000", "rtx-a6000", "--plot", tmp_path / "x.png")
+    assert (code, errors) == (0, "")
+    assert "float16, 4096^3 product" in said and f"drawn to {tmp_path / 'x.png'}" in said

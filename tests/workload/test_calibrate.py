@@ -1,0 +1,285 @@
+"""calibrate on this machine: small grids, measured for real; kills, resumes, and ranks that die."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from sim.errors import InputError, UserError
+from sim.measurements import Device, Machine, Sample, header_line, read, sample_lines
+from sim.topology.device import load_device
+from sim.topology.load import load_topology
+from sim.workload.calibrate import links
+from sim.workload.calibrate.about import vendor
+from sim.workload.calibrate.host import launch_times
+from sim.workload.calibrate.journal import Journal
+from sim.workload.calibrate.spec import GRIDS, partial_file, sections_of
+from sim.workload.calibrate.timer import Repeats, spread_of
+
+TINY = ("calibrate", "--grid", "tiny", "--threads", "1")
+CPU = Device("cpu", "A CPU, 1 threads", 1, 1, 2**34, 2**25)
+HERE = Machine(CPU, "A CPU", 2, "unknown", {"torch": "2.13.0"}, "tracesim calibrate", "2026-11-25", 0.1)
+
+
+def test_a_whole_run_gives_a_profile_and_a_machine_that_other_commands_take(
+    run: Callable[..., object], tmp_path: Path
+) -> None:
+    out = tmp_path / "cpu.yaml"
+    code, said, errors = run(*TINY, "--out", out)
+    assert (code, errors) == (0, ""), errors
+    assert f"{out} and {tmp_path}/cpu.topology.yaml" in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cpu.topology.yaml", "cpu.yaml"]
+    profile = load_device(str(out))
+    assert profile.kind == "cpu" and profile.name == "cpu" and profile.sms == 1
+    assert set(profile.calibration.gemm) == {"float32", "float16"}  # float16's family: bfloat16 was measured
+    assert set(profile.calibration.rows) == {"softmax", "layer_norm"}
+    assert profile.calibration.memory is not None and profile.calibration.attention is not None
+    assert "tracesim calibrate --grid tiny" in profile.source
+    machine = load_topology(str(tmp_path / "cpu.topology.yaml"))
+    assert machine.gpus[0].profile == profile
+    assert 0 < machine.host.metadata_us < machine.host.op_us < 1000
+    code, said, _ = run("kernel", "gemm", "--m", 128, "--n", 96, "--k", 64, "--dtype", "float32", "--device", out)
+    assert code == 0 and "its own profile" in said
+
+
+def test_only_and_links_choose_sections() -> None:
+    assert sections_of(None, links=False)[-1] == "attention"
+    assert sections_of(None, links=True)[-1] == "links"
+    assert sections_of("copy, gemm", links=False) == ("gemm", "copy")
+    assert sections_of("copy", links=True) == ("copy", "links")
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, run: Callable[..., object]) -> None:
+    out = tmp_path / "cpu.yaml"
+    journal = partial_file(out)
+    words = [sys.executable, "-m", "sim", *TINY, "--only", "gemm,softmax", "--out", str(out)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE)
+    while process.poll() is None and (not journal.exists() or len(journal.read_bytes().splitlines()) < 6):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not out.exists()
+    kept = read(journal).samples
+    assert len(kept) >= 5
+    journal.write_bytes(journal.read_bytes() + b'{"section":"gem')  # a line that the kill cut off
+    code, _, errors = run(*TINY, "--only", "gemm,softmax", "--out", out)
+    assert code == 0
+    assert f"going on after {len(kept)} measurements" in errors
+    assert out.exists() and not journal.exists()
+
+
+def test_an_interrupt_keeps_what_is_there_and_says_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "cpu.yaml"
+    journal = partial_file(out)
+    words = [sys.executable, "-m", "sim", "calibrate", "--quick", "--only", "gemm", "--threads", "1", "--out", str(out)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and (not journal.exists() or len(journal.read_bytes().splitlines()) < 3):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"are kept in {journal}, the same command goes on" in errors
+    assert "Traceback" not in errors
+    assert read(journal).samples
+
+
+# The journal ----------------------------------------
+
+
+def _sample(size: int) -> Sample:
+    return Sample("gemm", "float32", (1, size, size, size), 3.0, 2.5, 4.0, 5, 10, 1)
+
+
+def test_a_journal_is_its_own_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "x.partial.jsonl"
+    path.write_bytes(header_line(HERE) + sample_lines([_sample(64), _sample(128)]))
+    taken = read(path)
+    assert taken.machine == HERE and taken.samples == (_sample(64), _sample(128))
+    assert taken.us("gemm", "float32", (1, 64, 64, 64)) == 3.0
+
+
+def test_an_empty_journal_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.partial.jsonl"
+    with Journal(path, HERE):
+        assert path.exists()
+    assert not path.exists()
+
+
+def test_a_journal_of_another_machine_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.partial.jsonl"
+    path.write_bytes(header_line(HERE) + sample_lines([_sample(64)]))
+    other = Machine(CPU, "A CPU", 2, "unknown", {"torch": "2.14.0"}, "tracesim calibrate", "2026-11-26", 0.1)
+    with pytest.raises(InputError, match="another machine or with other versions; remove it"):
+        Journal(path, other)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"", "it is empty"), (b"[]\n", "line 1: holds no measurements"), (b'{"format": "x"}\n', "line 1"),
+     (header_line(HERE) + b"{}\n" + sample_lines([_sample(64)]), "line 2: is no measurement")],
+)  # fmt: skip
+def test_a_file_that_is_no_journal(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "x.partial.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=problem):
+        read(path)
+
+
+# Timing ----------------------------------------
+
+
+def test_the_spread_of_repeats() -> None:
+    # 1..11: the median is 6; a tenth of the way from the first to the last of eleven is the second.
+    spread = spread_of([float(i) for i in range(11, 0, -1)], 7)
+    assert (spread.us, spread.p10, spread.p90, spread.repeats, spread.calls) == (6.0, 2.0, 10.0, 11, 7)
+    assert spread.scaled(0.5, less=2.0)[:3] == (2.0, 0.0, 4.0)
+
+
+def test_disturbed_batches_are_taken_anew() -> None:
+    repeats = Repeats(most=5)
+    for us, switched in ((1.0, 0), (9.0, 2), (1.2, 0)):
+        repeats.take(us, switched)
+    assert not repeats.enough(spent_us=500.0, budget_us=200.0)  # two quiet ones: up to three times the time
+    repeats.take(1.1, 0)
+    assert repeats.enough(spent_us=500.0, budget_us=200.0)
+    assert repeats.kept() == [1.0, 1.2, 1.1]
+
+
+def test_where_every_batch_is_disturbed_the_fastest_third_counts() -> None:
+    repeats = Repeats(most=2)
+    for us in (8.0, 3.0, 5.0, 9.0, 2.0, 7.0):
+        repeats.take(us, 1)
+    assert repeats.enough(spent_us=1.0, budget_us=100.0)  # three times the most
+    assert repeats.kept() == [2.0, 3.0]
+
+
+def test_times_around_kernels_are_read_from_a_trace() -> None:
+    def launch(ts: float, correlation: int) -> dict[str, object]:
+        return {
+            "cat": "cuda_runtime",
+            "name": "cudaLaunchKernel",
+            "ts": ts,
+            "dur": 4,
+            "args": {"correlation": correlation},
+        }
+
+    def kernel(ts: float, dur: float, correlation: int) -> dict[str, object]:
+        return {"cat": "kernel", "ts": ts, "dur": dur, "pid": 0, "tid": 7, "args": {"correlation": correlation}}
+
+    # The first is launched at 0 and starts at 9; the second and third are queued: launched 200 us and more before their
+    # predecessors end (at 309 and 330), which leaves gaps of 1.0 and 1.5 us.
+    events = [launch(0, 1), launch(20, 2), launch(40, 3), kernel(9, 300, 1), kernel(310, 20, 2), kernel(331.5, 2, 3)]
+    assert launch_times(events) == {"floor": [2.0], "latency": [9.0], "gap": [1.0, 1.5]}
+
+
+def test_times_around_kernels_of_a_public_trace_are_those_of_the_profiles(shared_dir: Path) -> None:
+    """The A5000's launch block was read from this trace: floor 1.5, latency 9.6, gap 1.15 us."""
+    path = shared_dir / "data" / "traces" / "a100-ddp-rank0of2.pt.trace.json.gz"
+    times = launch_times(json.loads(gzip.decompress(path.read_bytes()))["traceEvents"])
+    assert {what: round(median(values), 2) for what, values in times.items()} == {
+        "floor": 1.5, "latency": 9.6, "gap": 1.15,
+    }  # fmt: skip
+
+
+def test_who_made_a_cpu() -> None:
+    names = ("AMD EPYC 7763", "Intel(R) Xeon(R) Platinum 8480C", "Neoverse-V2", "Apple M2")
+    assert [vendor(name) for name in names] == ["amd", "intel", "arm", "unknown"]
+
+
+# Links ----------------------------------------
+
+
+def test_how_many_ranks_take_part() -> None:
+    assert [links.rank_counts(ranks) for ranks in (1, 2, 3, 6, 8)] == [[], [2], [2, 3], [2, 4, 6], [2, 4, 8]]
+    assert links.ranks_of(HERE) == 2
+
+
+def _journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "x.partial.jsonl", HERE)
+
+
+def test_two_gloo_ranks_and_the_curve_given_back(run: Callable[..., object], tmp_path: Path) -> None:
+    out = tmp_path / "two.yaml"
+    code, _, errors = run(*TINY, "--only", "host", "--links", "--out", out)
+    assert (code, errors) == (0, "")
+    machine = load_topology(str(tmp_path / "two.topology.yaml"))
+    assert len(machine.gpus) >= 2
+    assert {c.kind for c in machine.collectives.measured} == {"all_reduce", "all_gather", "reduce_scatter", "broadcast"}
+    curve = next(c for c in machine.collectives.measured if c.kind == "all_reduce" and c.ranks == 2)
+    topology = tmp_path / "two.topology.yaml"
+    words = ("all_reduce", "--bytes", int(curve.bytes[1]), "--ranks", 2, "--json", "-", "--topology", topology)
+    code, said, _ = run("collective", *words)
+    assert code == 0 and json.loads(said)["rows"][0]["us"] == pytest.approx(curve.us[1], abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("blow", "silence_s", "told"),
+    [
+        (signal.SIGKILL, 60.0, r"--links: rank 1 was killed by signal 9"),
+        (signal.SIGSTOP, 4.0, r"rank 1 has been silent for 4 s"),
+    ],
+)
+def test_a_rank_that_dies_or_stops_is_named(tmp_path: Path, blow: int, silence_s: float, told: str) -> None:
+    struck: list[int] = []
+
+    def strike(doing: str, done: int) -> None:
+        place = tmp_path / "rank1.at"
+        if place.exists() and not struck:
+            struck.append(int(place.read_text().split()[0]))
+            os.kill(struck[0], blow)
+
+    began = time.monotonic()
+    with _journal(tmp_path) as journal, pytest.raises(UserError, match=told):
+        links.measure_links(GRIDS["tiny"], journal, tmp_path, strike, silence_s)
+    assert time.monotonic() - began < 60
+    assert read(tmp_path / "x.partial.jsonl").samples  # what came before is kept
+    for place in tmp_path.glob("rank*.at"):
+        command = Path("/proc") / place.read_text().split()[0] / "cmdline"
+        assert not command.exists() or links.RANK_MODULE not in command.read_text(), "a rank was left behind"
+
+
+def test_without_torchrun_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with _journal(tmp_path) as journal, pytest.raises(UserError, match="has no torchrun"):
+        links.measure_links(GRIDS["tiny"], journal, tmp_path, lambda doing, done: None)
+
+
+# Commands that are refused ----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--out", "x.yaml", "--only", "gemn"], "unknown section 'gemn': did you mean 'gemm'"),
+        (["--out", "x.txt"], "--out x.txt: the name of a device profile ends in .yaml"),
+        ([], "give --out FILE.yaml to measure this machine"),
+        (["--out", "x.yaml", "--plot", "x.png"], "give --out FILE.yaml to measure this machine"),
+        (["--out", "/proc/nowhere/x.yaml"], "cannot be written"),
+        (["--out", "x.yaml", "--threads", "100000"], "--threads 100000: this process may run on"),
+        (["--compare", "a5000x1", "rtx-a600"], "unknown device profile or topology 'rtx-a600': did you mean"),
+        (["--compare", "rtx-a5000", "a40", "--quick"], "--compare measures nothing"),
+        (["--compare", "rtx-a5000", "a40", "--plot", "x.jpg"], "the plot is a PNG"),
+    ],
+)
+def test_a_wrong_command_is_one_line(refused: Callable[..., str], words: list[str], told: str) -> None:
+    assert told in refused("calibrate", *words)
+
+
+def test_a_file_that_is_no_profile_cannot_be_compared(refused: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("a: 1\n")
+    assert "is neither a device profile (it has no tflops) nor a topology" in refused(
+        "calibrate", "--compare", path, "a40"
+    )
+    path.write_text("{")
+    assert "not valid YAML" in refused("calibrate", "--compare", "a40", path)
