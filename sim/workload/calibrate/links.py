@@ -31,6 +31,8 @@ MOST_CPU_RANKS = 8
 SILENCE_S = 120.0
 START_S = 120.0
 LOOK_S, GONE_S = 0.1, 5.0
+# How often a rank shows that it lives, and from when on it does not.
+BEAT_S, STALE_S = 0.5, 2.5
 Key = tuple[str, str, tuple[int, ...]]
 
 
@@ -154,8 +156,12 @@ class _Watch:
         missing = sorted(set(range(self.request.ranks)) - {_number(p) for p in places})
         if missing:
             return f"rank {missing[0]} of {self.request.ranks} did not start within {START_S:.0f} s"
-        where = places[0].read_text().partition("\n")[2].strip()
-        return f"rank {_number(places[0])} has been silent for {self.silence_s:.0f} s, last at {where}"
+        signs = {place: place.stat().st_mtime for place in places}
+        silent = [place for place in places if max(signs.values()) - signs[place] > STALE_S]
+        if silent:
+            return f"rank {_number(silent[0])} has been silent for {self.silence_s:.0f} s, last at {_where(silent[0])}"
+        at = ", ".join(f"rank {_number(place)} in {_where(place)}" for place in sorted(places, key=_number))
+        return f"the ranks have waited for each other for {self.silence_s:.0f} s: {at}"
 
     def _died(self, code: int) -> str:
         """From torchrun's own report, which names the rank that failed first."""
@@ -177,6 +183,10 @@ class _Watch:
 
 
 _KEPT = "what was measured before is kept, and the same command goes on from there"
+
+
+def _where(place: Path) -> str:
+    return place.read_text().partition("\n")[2].strip()
 
 
 def _number(place: Path) -> int:

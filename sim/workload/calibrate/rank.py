@@ -6,9 +6,11 @@ ranks decide from the same numbers, so all do the same.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from sim.measurements import sample_lines
-from sim.workload.calibrate.links import ISSUE, Key, Request
+from sim.workload.calibrate.links import BEAT_S, ISSUE, Key, Request
 from sim.workload.calibrate.timer import BATCH_US, Repeats, Spread, spread_of, switches
 
 PATIENCE = datetime.timedelta(seconds=60)
@@ -39,28 +41,39 @@ def main(asked: str) -> None:
     if request.backend == "nccl":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    _Place(request, rank)("joining the others")
+    place = _Place(request, rank)
+    place("joining the others")
+    place.beat()
     dist.init_process_group(request.backend, timeout=PATIENCE)
     try:
-        _Rank(request, rank, device).run()
+        _Rank(request, rank, device, place).run()
     finally:
         dist.destroy_process_group()
 
 
 class _Place:
-    """Says where a rank is, for who watches."""
+    """Says where a rank is, and twice a second that it lives, for who watches."""
 
     def __init__(self, request: Request, rank: int) -> None:
         self._file = Path(request.places) / f"rank{rank}.at"
+
+    def beat(self) -> None:
+        """From now on, beside whatever the rank waits in."""
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(BEAT_S)
+            with contextlib.suppress(OSError):
+                os.utime(self._file)
 
     def __call__(self, where: str) -> None:
         self._file.write_text(f"{os.getpid()}\n{where}\n")
 
 
 class _Rank:
-    def __init__(self, request: Request, rank: int, device: torch.device) -> None:
-        self.request, self.rank, self.device = request, rank, device
-        self.at = _Place(request, rank)
+    def __init__(self, request: Request, rank: int, device: torch.device, place: _Place) -> None:
+        self.request, self.rank, self.device, self.at = request, rank, device, place
 
     def run(self) -> None:
         """Group by group: its members measure, the others wait for them."""
