@@ -1,6 +1,6 @@
 """One of two gloo processes that run tiny models split by the plans of sim.workload.tensor_parallel, with real numbers.
 
-``python -m tests.workload.real_tensor_parallel RANK STORE FOLDER CASE...``; rank 0 prints what it found as JSON.  A case
+``python -m tests.workload.real_tensor_parallel RANK STORE FOLDER CASE...``; rank 0 prints its findings as JSON.  A case
 is a family, or ``family+sequence``.
 """
 

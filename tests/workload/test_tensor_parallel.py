@@ -61,7 +61,7 @@ def peak(graph: OpGraph, category: str) -> int:
     return most
 
 
-# Collectives -----------------------------------------------------------------------------------------------------------
+# Collectives ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("family", "size"), [("bert", STREAM), ("gpt2", STREAM), ("llama", STREAM), ("vit", IMAGE)])
@@ -130,7 +130,7 @@ def test_a_collective_is_waited_for_where_its_result_is_used_first(
             assert index in following.after
 
 
-# What is split ---------------------------------------------------------------------------------------------------------
+# What is split --------------------------------------------------------------------------------------------------------
 
 # Elements of a layer that are split in two: all weights of projections, the biases of those by columns.
 SPLIT = {
@@ -184,7 +184,7 @@ def gradients(graph: OpGraph) -> int:
     return sum(op.bytes for op in ops_of(graph) if isinstance(op, Alloc) and op.category == "gradient")
 
 
-# What cannot be --------------------------------------------------------------------------------------------------------
+# What cannot be -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_what_cannot_be_split_is_said_in_one_line(
     assert "\n" not in str(error.value)
 
 
-# Two real processes ----------------------------------------------------------------------------------------------------
+# Two real processes ---------------------------------------------------------------------------------------------------
 
 CASES = [*FAMILIES, *(f"{family}+sequence" for family in BY_SEQUENCE)]
 
