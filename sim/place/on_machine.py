@@ -17,7 +17,7 @@ from sim.place.named import Unexplained
 from sim.place.outside import CUDA_CONTEXT_BYTES, nccl_bytes
 from sim.place.placement import CollectiveDoubt, Costs, Flow, Held, PlacedRank, Placement, share_of
 from sim.place.power import power_of
-from sim.place.sharing import held_by
+from sim.place.sharing import held_by, losses
 from sim.place.synchronous import computed_in_calls
 from sim.place.transpose import rescaled
 from sim.timeline import CollectiveInfo, DurationSource
@@ -102,6 +102,7 @@ class _Placer:
         self._alone_of: dict[tuple[int, str, str], Costs] = {}
         self._transfers: dict[int, dict[int, Collective | Copy]] = {}
         self._groups: dict[tuple[str, int], tuple[int, ...]] = {}
+        self._lost: dict[tuple[int, str, int], dict[int, int]] = {}
         self._plans: dict[tuple[str, int, tuple[int, ...]], CollectivePlan] = {}
         self._kernels: dict[tuple[int, str], KernelCost] = {}
         self._unexplained = Unexplained()
@@ -217,6 +218,7 @@ class _Placer:
             collectives[i] = CollectiveInfo(
                 op.kind, op.bytes, planned.ranks, planned.algorithm, planned.protocol, op.group, op.seq
             )
+        parts = {taken.sms_ppm for taken in held.values()}
         return msgspec.structs.replace(
             alone,
             duration_ns=tuple(durations),
@@ -225,8 +227,25 @@ class _Placer:
             flows=flows,
             held=held,
             bounds=alone.bounds if held else {},
+            losses={ppm: self._losses(number, gpu, alone.bounds, ppm) for ppm in sorted(parts)},
             doubts=doubts,
         )
+
+    def _losses(self, number: int, gpu: Gpu, bounds: dict[int, str], sms_ppm: int) -> dict[int, int]:
+        """Of kernels that compute bounds and whose cost was computed: what they lose while SMs are held."""
+        key = (number, gpu.profile.name, sms_ppm)
+        if key not in self._lost:
+            works = {
+                i: op.work
+                for i, op in enumerate(self._graph.programs[number].ops)
+                if isinstance(op, Kernel) and op.measured_ns is None and op.work is not None and i not in bounds
+            }
+            distinct = sorted(set(works.values()))
+            lost = dict(
+                zip(distinct, losses([self._graph.works[w] for w in distinct], gpu.profile, sms_ppm), strict=True)
+            )
+            self._lost[key] = {i: lost[work] for i, work in works.items()}
+        return self._lost[key]
 
     def _bounds(self, program: Program, gpu: Gpu) -> dict[int, str]:
         """Of kernels whose cost was computed; of a measured one nothing is known, and compute is taken to bound it."""

@@ -56,8 +56,9 @@ class Costs(msgspec.Struct, frozen=True):
     ``collectives`` tells algorithm and size of each collective operation; ``flows`` the load on links of each transfer
     that shares them with others (its duration is the flow's, alone); ``workspaces`` the stream (lane) on which a host
     call launches the first matrix product: cuBLAS takes its workspace then; ``held`` what each collective takes of the
-    device, and ``bounds`` what bounds a kernel where that is not compute ("memory" or "floor"); ``doubts`` how sure
-    the time of each collective is.
+    device, and ``bounds`` what bounds a kernel where that is not compute ("memory" or "floor"); ``losses`` what kernels
+    bound by compute lose of their speed while so many SMs are held, by ``Held.sms_ppm`` and operation, in parts per
+    million, where that is known to be another part than the SMs'; ``doubts`` how sure the time of each collective is.
     """
 
     duration_ns: tuple[int, ...]
@@ -69,6 +70,7 @@ class Costs(msgspec.Struct, frozen=True):
     workspaces: dict[int, int] = {}
     held: dict[int, Held] = {}
     bounds: dict[int, str] = {}
+    losses: dict[int, dict[int, int]] = {}
     doubts: dict[int, CollectiveDoubt] = {}
 
 

@@ -129,7 +129,8 @@ def _costs_key(program: Program, costs: Costs, *, contention: bool) -> Hashable:
     copies = _Flows(_copies(program, costs) if contention else ())
     told = (costs.collectives, costs.workspaces, costs.held, costs.bounds, costs.doubts)
     times = (costs.duration_ns, costs.lag_ns, costs.gap_ns, costs.source)
-    return (*times, *(tuple(each.items()) for each in told), copies.pattern)
+    losses = tuple((ppm, tuple(lost.items())) for ppm, lost in costs.losses.items())
+    return (*times, *(tuple(each.items()) for each in told), losses, copies.pattern)
 
 
 # Who meets whom, and what loads what --------------------------------------------------------------------------------
