@@ -343,9 +343,17 @@ def _solve(asked: _Asked, path: str, target: str, json_out: str | None) -> None:
 @click.option("--attention", type=click.Choice(["sdpa", "eager", "flash"]), help="By default sdpa, as PyTorch picks.")
 @click.option(
     "--parallel", metavar="SPEC",
-    help="dp=8 (DistributedDataParallel in training), fsdp=8, tp=8 or a product such as fsdp=4,tp=2.",
+    help="dp=8 (DistributedDataParallel in training), fsdp=8, tp=8, pp=4 or a product such as fsdp=4,tp=2.",
 )  # fmt: skip
 @click.option("--sequence-parallel", is_flag=True, default=None, help="With tp: split norms and residuals by tokens.")
+@click.option(
+    "--schedule", type=click.Choice(["1f1b", "gpipe", "interleaved"]),
+    help="Of the pipeline of --parallel pp=4, which runs --micro-batches.  [default: 1f1b]",
+)  # fmt: skip
+@click.option("--stages-per-rank", type=int, help="Of --schedule interleaved.  [default: 2]")
+@click.option(
+    "--stage-layers", metavar="N,N,...", help="Layers of each stage of a pipeline; dealt out evenly unless told."
+)
 @click.option(
     "--liveness", type=click.Choice(["eager", "export"]),
     help="Free a forward's intermediates when Python does, or at their last use as an exported graph module does.",
@@ -356,7 +364,7 @@ def _solve(asked: _Asked, path: str, target: str, json_out: str | None) -> None:
 @click.option("--optimizer-kernels", type=click.Choice(["foreach", "fused", "for-loop"]), help="By default foreach.")
 @click.option("--momentum", type=float, help="Of --optimizer sgd.")
 @click.option("--max-grad-norm", type=float, help="Clip gradients to this norm.")
-@click.option("--micro-batches", type=int, help="Accumulate gradients over so many batches a step.")
+@click.option("--micro-batches", type=int, help="So many batches a step: accumulated, or of a pipeline.")
 @click.option("--checkpoint", type=click.Choice(["none", "full", "selective"]), help="Recompute activations.")
 @click.option("--bucket-mib", type=float, help="Size of DistributedDataParallel's buckets [default: 1, then 25].")
 @click.option("--gradient-as-bucket-view", is_flag=True, default=None, help="DistributedDataParallel's option.")
@@ -398,7 +406,7 @@ def synth(
     graphs.write(graph, out)
     ranks, ops = len(graph.ranks), sum(len(p.ops) for p in graph.programs)
     click.echo(f"{out}: {graph.name}, {ranks} rank{'s' * (ranks > 1)}, {ops} operations; replay it with")
-    click.echo(f"  tracesim replay {out} --topology {'a5000x1' if ranks == 1 else 'a5000x8'}")
+    click.echo(f"  tracesim replay {out} --topology {_large_enough(ranks)}")
 
 
 def _of_model(config: Path | None, given: dict[str, Any]) -> OpGraph:
@@ -410,7 +418,7 @@ def _of_model(config: Path | None, given: dict[str, Any]) -> OpGraph:
         tell(f"building {spec.model} under fake tensors")
         from sim.workload.synth import synthesize
 
-        return synthesize(spec)
+        return synthesize(spec, tell)
 
 
 def _of_script(
@@ -429,6 +437,14 @@ def _of_script(
 
     with contextlib.redirect_stdout(sys.stdout), contextlib.redirect_stderr(sys.stderr):
         return synthesize_script(spec, _line_by_line())
+
+
+def _large_enough(ranks: int) -> str:
+    """A shipped machine that has a GPU for each rank, or what to write in place of one."""
+    for gpus, name in ((1, "a5000x1"), (8, "a5000x8"), (16, "a5000x8x2-100g")):
+        if ranks <= gpus:
+            return name
+    return f"FILE.yaml     (a machine of at least {ranks} GPUs)"
 
 
 @cli.command(context_settings={"allow_interspersed_args": False})

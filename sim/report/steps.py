@@ -106,12 +106,15 @@ class Split(msgspec.Struct, frozen=True):
 
     ``compute``: at least one compute kernel runs; ``exposed_communication``: communication runs and no compute;
     ``exposed_memcpy``: a memcpy or memset runs and neither of these; ``idle``: nothing runs on the device.
+    ``waiting`` is the part of exposed communication in which sends and receives only wait for their peer: with
+    ``idle`` a pipeline's bubble.
     """
 
     compute: int
     exposed_communication: int
     exposed_memcpy: int
     idle: int
+    waiting: int
 
     @property
     def busy(self) -> int:
@@ -124,10 +127,12 @@ class Splitter:
     def __init__(self, view: RankView) -> None:
         compute = Cover((s.start_ns, s.end_ns) for s in view.device if s.kind == "compute")
         communication = [(s.start_ns, s.end_ns) for s in view.device if s.kind == "communication"]
+        moving = [(_moves_from(s), s.end_ns) for s in view.device if s.kind == "communication"]
         copies = [(s.start_ns, s.end_ns) for s in view.device if s.kind in ("memcpy", "memset")]
         # Nested unions: each takes in one kind more, so a kind's exposed part is a difference of two.
         self._compute = compute
         self._with_communication = Cover([*compute.intervals(), *communication])
+        self._with_moving = Cover([*compute.intervals(), *moving])
         self._with_copies = Cover([*self._with_communication.intervals(), *copies])
         self._threads = [Cover((s.start_ns, s.end_ns) for s in spans) for spans in view.host.values()]
 
@@ -141,8 +146,17 @@ class Splitter:
             exposed_communication=with_communication - compute,
             exposed_memcpy=busy - with_communication,
             idle=end - begin - busy,
+            waiting=with_communication - self._with_moving.within(begin, end),
         )
 
     def host(self, begin: int, end: int) -> int:
         """Nanoseconds of ``[begin, end)`` that the busiest host thread spends in recorded calls, waiting included."""
         return max((thread.within(begin, end) for thread in self._threads), default=0)
+
+
+def _moves_from(span: Span) -> int:
+    """When a send or receive stops waiting for its peer; other collectives' waiting counts as communication.  Of a
+    measured one the waiting is not known."""
+    point_to_point = span.collective is not None and span.collective.kind in ("send", "recv")
+    unknown = span.source == "measured" and not span.transfer_ns
+    return span.end_ns - span.transfer_ns if point_to_point and not unknown else span.start_ns

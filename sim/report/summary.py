@@ -13,7 +13,8 @@ How the numbers are defined:
 * ``kernel_ms`` is that sum on the busiest rank, per step.
 * ``breakdown_ms`` divides, in every step, the window of the rank that is slowest in it, by what runs at each
   instant (see ``Split``), and takes the mean: it adds up to ``step_ms``.
-* A rank's ``busy_ms`` is the time in its windows in which at least one piece of device work runs.
+* A rank's ``busy_ms`` is the time in its windows in which at least one piece of device work runs; ``waiting_ms`` is the
+  part of it in which that is nothing but sends and receives that wait for their peer, as in a pipeline's bubble.
 * ``collectives`` count the whole run, steps or not, on one rank: the busiest if it takes part, else the first that
   does.  ``total_ms`` includes waiting for peers, ``transfer_ms`` does not.
 * ``durations_from`` counts the device work of all ranks, in the whole run, by where its duration came from.
@@ -71,6 +72,7 @@ class RankSummary(msgspec.Struct, frozen=True):
     step_ms: float
     measured_step_ms: float | None
     busy_ms: float
+    waiting_ms: float
     kernel_ms: float
     breakdown_ms: Breakdown
     peak_allocated_bytes: int | None
@@ -406,6 +408,7 @@ def _rank(info: RankInfo, view: RankView, splitter: Splitter, peak: tuple[int, i
         step_ms=ms_from_ns(_mean([step.duration_ns for step in view.steps])),
         measured_step_ms=None,
         busy_ms=ms_from_ns(_mean([split.busy for split in splits])),
+        waiting_ms=ms_from_ns(_mean([split.waiting for split in splits])),
         kernel_ms=ms_from_ns(_device_ns(view) / len(view.steps)) if view.steps else 0.0,
         breakdown_ms=_breakdown(splits),
         peak_allocated_bytes=peak[0] if peak else None,

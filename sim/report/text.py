@@ -261,19 +261,18 @@ def _ranks(summary: Summary, console: Console) -> None:
     measured = any(rank.measured_step_ms is not None for rank in ranks)
     columns = [number_column("rank"), Column("device"), number_column("step ms")]
     columns += [number_column("measured")] if measured else []
-    columns += [
-        number_column("busy ms"),
-        number_column("exposed\ncommun."),
-        number_column("idle"),
-        number_column("peak / card\nGiB"),
-    ]
+    waiting = any(rank.waiting_ms for rank in ranks)
+    columns += [number_column("busy ms"), number_column("exposed\ncommun.")]
+    columns += [number_column("of it waits\nfor a peer")] if waiting else []
+    columns += [number_column("idle"), number_column("peak / card\nGiB")]
     table = plain_table(*columns)
     for rank in ranks[:MOST_RANKS]:
         cells: list[str | Text] = [str(rank.rank), _plain(rank.device), _ms(rank.step_ms)]
         if measured:
             cells += ["-" if rank.measured_step_ms is None else _ms(rank.measured_step_ms)]
-        cells += [_ms(rank.busy_ms), _ms(rank.breakdown_ms.exposed_communication), _ms(rank.breakdown_ms.idle)]
-        table.add_row(*cells, _of_card(rank.peak_reserved_bytes, rank.memory_bytes))
+        cells += [_ms(rank.busy_ms), _ms(rank.breakdown_ms.exposed_communication)]
+        cells += [_ms(rank.waiting_ms)] if waiting else []
+        table.add_row(*cells, _ms(rank.breakdown_ms.idle), _of_card(rank.peak_reserved_bytes, rank.memory_bytes))
     console.print()
     console.print(table)
     if folded:

@@ -10,7 +10,8 @@ does with an event before each collective.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -38,20 +39,35 @@ COMPUTE = 1
 LAUNCH_QUEUE = 1023
 
 
-class ProgramBuilder:
-    """Collects operations; ``uses`` remembers which blocks each position of the list touches."""
+class Transfer(NamedTuple):
+    """One tensor sent or received: over which group of two, and the block that holds it."""
 
-    def __init__(self) -> None:
+    kind: CollectiveKind
+    nbytes: int
+    group: str
+    dtype: str
+    block: int
+    peer: int | None = None
+
+
+class ProgramBuilder:
+    """Collects operations; ``uses`` remembers which blocks each position of the list touches.
+
+    The programs of ranks that run different ones share the works of ``first``, the first rank's builder.
+    """
+
+    def __init__(self, first: ProgramBuilder | None = None) -> None:
         self.ops: list[Op] = []
-        self.works: list[Work] = []
+        self.works: list[Work] = [] if first is None else first.works
         self.uses: dict[int, tuple[int, ...]] = {}
         self.module = ""
         self.stream = COMPUTE
         self._thread = THREAD
         self._lanes = [Lane("thread", 1, "main"), Lane("stream", 7, "compute")]
-        self._work_index: dict[Work, int] = {}
+        self._work_index: dict[Work, int] = {} if first is None else first._work_index
         self._autograd_lane: int | None = None
         self._stream_lane: dict[str, int] = {}
+        self._exchange_lanes: dict[str, list[int]] = {}
         self._group_seq: dict[str, int] = {}
         self._last_of_group: dict[str, int] = {}
         self._launched: dict[int, list[int]] = {}
@@ -171,6 +187,28 @@ class ProgramBuilder:
         )  # fmt: skip
         self._last_of_group[group] = self._on_stream(op, touches)
         return self._last_of_group[group]
+
+    def exchange(self, transfers: Sequence[Transfer], stream: str) -> tuple[int, ...]:
+        """Sends and receives that one kernel of NCCL's runs on the stream of that name, after all that the current
+        stream has been given so far: they begin together, and what comes next on that stream waits for all of them.
+        Each has a lane of its own, for a lane runs one operation at a time."""
+        lanes = self._exchange_lanes.setdefault(stream, [])
+        while len(lanes) < len(transfers):
+            lanes.append(self.stream_named(f"{stream} + {len(lanes)}" if lanes else stream))
+        after = set(self.event(self.stream)).union(*(self.event(lane) for lane in lanes))
+        name = "batch_isend_irecv" if len(transfers) > 1 else transfers[0].kind
+        launch = self._launch(f"c10d::{name}", lanes[0])
+        indices = []
+        for lane, transfer in zip(lanes, transfers, strict=False):
+            seq = self._group_seq.get(transfer.group, 0)
+            self._group_seq[transfer.group] = seq + 1
+            op = Collective(
+                lane=lane, name="ncclDevKernel_SendRecv", launch=launch, after=tuple(sorted(after)),
+                kind=transfer.kind, bytes=transfer.nbytes, group=transfer.group, seq=seq, dtype=transfer.dtype,
+                peer=transfer.peer,
+            )  # fmt: skip
+            indices.append(self._on_stream(op, [transfer.block]))
+        return tuple(indices)
 
     def wait(self, collective: int) -> None:
         """The current stream waits for a collective before its next kernel."""

@@ -88,6 +88,12 @@ class DataParallel:
         self._synchronize = self._buffers_are_due = synchronize
         self._ready = []
 
+    def before_backward(self, synchronize: bool) -> None:
+        """Of a pipeline's stage, whose forwards all run under ``no_sync``, so that its buffers are never broadcast
+        again: it is the backward that says whether it reduces."""
+        self._synchronize = synchronize
+        self._ready = []
+
     def after_backward(self) -> None:
         """The engine's callback at the end of backward."""
         if not self._synchronize:

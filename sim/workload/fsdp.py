@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import unittest.mock
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -76,8 +76,9 @@ class Device:
         self._current = self._default = RecordedStream(self, "")
 
     def Stream(self, priority: int = 0) -> RecordedStream:  # noqa: N802 (the name it has in torch.cuda)
+        root, which = divmod(self._made, len(STREAMS))
         self._made += 1
-        return RecordedStream(self, STREAMS[(self._made - 1) % len(STREAMS)])
+        return RecordedStream(self, STREAMS[which] + (f" {root + 1}" if root else ""))
 
     def Event(self) -> RecordedEvent:  # noqa: N802
         return RecordedEvent(self)
@@ -97,9 +98,9 @@ class Device:
 
 
 class Sharding:
-    """fully_shard applied to a model; ``recorder`` is who writes down now."""
+    """fully_shard applied to a model, or to each stage of one; ``recorder`` is who writes down now."""
 
-    def __init__(self, spec: SynthSpec, model: Any, mesh: Any) -> None:
+    def __init__(self, spec: SynthSpec, models: Sequence[Any], mesh: Any) -> None:
         self._device = Device(ProgramBuilder())
         self._recorder: Recorder | None = None
         self._contexts = contextlib.ExitStack()
@@ -107,7 +108,8 @@ class Sharding:
             self._contexts.enter_context(unittest.mock.patch(place, lambda device_type: self._device))
         self._contexts.enter_context(unittest.mock.patch.object(torch.UntypedStorage, "resize_", self._resizer()))
         self._contexts.enter_context(unittest.mock.patch.object(DeviceMesh, "_concatenate", _really_concatenate))
-        _shard(spec, model, mesh)
+        for model in models:
+            _shard(spec, model, mesh)
 
     def close(self) -> None:
         """Put back what was replaced in PyTorch."""

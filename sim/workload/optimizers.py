@@ -44,15 +44,20 @@ def kinds_of(parameters: Iterable[Any]) -> list[list[Any]]:
     return list(kinds.values())
 
 
-def clip_gradients(parameters: Iterable[Any], most: float) -> None:
-    """torch.nn.utils.clip_grad_norm_; with several kinds of parameters the norms of each, put together."""
+def clip_gradients(parameters: Iterable[Any], most: float, pipeline: Any = None) -> None:
+    """torch.nn.utils.clip_grad_norm_; with several kinds of parameters the norms of each, put together.  With the
+    process group of a pipeline the squares are summed over it, as torchtitan does (torchtitan/distributed/utils.py)."""
     kinds = kinds_of(parameters)
-    if len(kinds) == 1:
+    if len(kinds) == 1 and pipeline is None:
         torch.nn.utils.clip_grad_norm_(kinds[0], most, foreach=True)
         return
     norms = [torch.nn.utils.get_total_norm([p.grad for p in kind], foreach=True) for kind in kinds]
     whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
-    total = torch.linalg.vector_norm(torch.stack(whole))
+    total = torch.linalg.vector_norm(torch.stack(whole)) if len(whole) > 1 else whole[0]
+    if pipeline is not None:
+        total = total**2
+        torch.distributed.all_reduce(total, group=pipeline)
+        total = total**0.5
     for kind in kinds:
         torch.nn.utils.clip_grads_with_norm_(kind, most, total, foreach=True)
 

@@ -14,7 +14,7 @@ import msgspec
 
 from sim.errors import UnknownNameError, UserError
 
-AXES = ("dp", "fsdp", "tp")
+AXES = ("pp", "dp", "fsdp", "tp")
 
 
 class ParallelPlan(msgspec.Struct, frozen=True):
@@ -43,8 +43,8 @@ class ParallelPlan(msgspec.Struct, frozen=True):
         return groups
 
     @contextlib.contextmanager
-    def device_mesh(self) -> Iterator[Any]:
-        """A DeviceMesh over a fake process group of all ranks, seen from rank 0; None for one rank."""
+    def device_mesh(self, rank: int = 0) -> Iterator[Any]:
+        """A DeviceMesh over a fake process group of all ranks, seen from one of them; None for one rank."""
         if self.ranks == 1:
             yield None
             return
@@ -53,7 +53,7 @@ class ParallelPlan(msgspec.Struct, frozen=True):
         from torch.testing._internal.distributed.fake_pg import FakeStore
 
         _forget_meshes()
-        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=self.ranks)
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=self.ranks)
         try:
             names = tuple(axis for axis, _ in self.axes)
             yield init_device_mesh("cpu", tuple(size for _, size in self.axes), mesh_dim_names=names)

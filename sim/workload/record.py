@@ -144,6 +144,10 @@ class Recorder(TorchDispatchMode):
         block = self._block(tensor, "communication", kind)
         return self.builder.collective(kind, nbytes([tensor]), group, dtype_of(tensor), [block])
 
+    def buffer(self, tensor: torch.Tensor, name: str) -> int:
+        """The block of a tensor that is communicated."""
+        return self._block(tensor, "communication", name)
+
     def wait(self, collective: int) -> None:
         """The current stream waits for a collective."""
         self.builder.wait(collective)

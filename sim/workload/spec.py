@@ -28,6 +28,8 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``batch`` is the sequences (or images) of one micro-batch on each data-parallel rank, ``seq`` the tokens of each;
     ``parallel`` is a plan such as ``fsdp=4,tp=2``; ``liveness`` says when a forward's intermediates are freed.
+    ``schedule`` is a pipeline's, with ``stages_per_rank`` for the interleaved one (2 unless told); ``stage_layers``
+    deals out layers otherwise than evenly, as ``8,9,9,6``.
     ``dtype`` is that of the parameters: float16 in forward and float32 in training unless told; ``autocast`` the one
     that autocast computes in.  ``optimizer_kernels`` are PyTorch's foreach (its default on CUDA), fused or for-loop
     implementations.  ``fsdp_dtype`` and ``fsdp_reduce_dtype`` are FSDP's mixed precision; ``bucket_mib`` is DDP's
@@ -54,6 +56,9 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checkpoint: Literal["none", "full", "selective"] = "none"
     bucket_mib: float | None = None
     gradient_as_bucket_view: bool = False
+    schedule: Literal["1f1b", "gpipe", "interleaved"] = "1f1b"
+    stages_per_rank: int | None = None
+    stage_layers: str = ""
     reshard_after_forward: bool = True
     fsdp_dtype: Dtype | None = None
     fsdp_reduce_dtype: Dtype | None = None
@@ -66,10 +71,19 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def parameter_dtype(self) -> Dtype:
         return self.dtype or ("float32" if self.training else "float16")
 
+    @property
+    def stages_of_a_rank(self) -> int:
+        return self.stages_per_rank or (2 if self.schedule == "interleaved" else 1)
+
+    @property
+    def pipelined(self) -> bool:
+        return "pp=" in self.parallel
+
     def check(self) -> None:
         """Raise UserError with every option that cannot be, or not with the others, in one line."""
         problems = [f"--{_option(problem)}" for problem in _field_problems(msgspec.structs.asdict(self))]
         problems = problems or [*self._sizes(), *self._training_options(), *self._precision(), *self._plan()]
+        problems = problems or list(self._pipeline())
         if problems:
             raise UserError("; ".join(problems))
 
@@ -97,6 +111,8 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 yield "--optimizer-kernels fused: PyTorch has no fused Adafactor; choose foreach or for-loop"
             return
         for field in _TRAINING_FIELDS:
+            if field == "micro_batches" and self.pipelined:
+                continue
             if getattr(self, field) != _DEFAULTS[field]:
                 yield f"--{_option(field)}: is an option of --mode train"
 
@@ -123,11 +139,29 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.loss_scaling and "tp=" in self.parallel:
             yield "--loss-scaling: PyTorch's GradScaler refuses tensor-parallel parameters beside whole ones"
 
+    def _pipeline(self) -> Iterator[str]:
+        if not self.pipelined:
+            for field in ("schedule", "stages_per_rank", "stage_layers"):
+                if getattr(self, field) != _DEFAULTS[field]:
+                    yield f"--{_option(field)}: needs a pp axis, as in --parallel pp=4"
+            return
+        if "pp=1" in self.parallel.split(","):
+            yield f"--parallel {self.parallel}: a pipeline has at least two stages; leave pp=1 out"
+        if self.stages_per_rank is not None and self.stages_per_rank < 1:
+            yield f"--stages-per-rank {self.stages_per_rank}: must be at least 1"
+        if self.schedule != "interleaved" and self.stages_of_a_rank > 1:
+            yield f"--stages-per-rank {self.stages_per_rank}: only --schedule interleaved has several"
+        if self.loss_scaling:
+            yield "--loss-scaling: leave it out with a pp axis, where each stage would find its own overflows"
+        if self.liveness == "export":
+            yield "--liveness export: an exported module is one program; leave it out with a pp axis"
+
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in msgspec.structs.fields(SynthSpec)}
 _TRAINING_FIELDS = (
     "autocast", "loss_scaling", "optimizer", "optimizer_kernels", "momentum", "max_grad_norm", "micro_batches",
-    "checkpoint", "gradient_as_bucket_view", "bucket_mib", "fsdp_dtype", "fsdp_reduce_dtype", "reshard_after_forward",
+    "checkpoint", "schedule", "stages_per_rank", "gradient_as_bucket_view", "bucket_mib", "fsdp_dtype",
+    "fsdp_reduce_dtype", "reshard_after_forward",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import gc
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -31,6 +31,7 @@ from sim.workload.modules import ModuleTracker
 from sim.workload.parallel import ParallelPlan, axis_of_group, parse_plan, to_local
 from sim.workload.record import Recorder
 from sim.workload.spec import SynthSpec
+from sim.workload.stages import warnings_of
 from sim.workload.tasks import Batch, build_model, check_sequence, eager_masks, no_cache, task_of
 from sim.workload.tensor_parallel import tensor_parallel
 from sim.workload.train import TrainingStep, checkpoint_activations
@@ -39,24 +40,37 @@ __all__ = ["SynthSpec", "synthesize"]
 STEP = "ProfilerStep#0"
 
 
-def synthesize(spec: SynthSpec) -> OpGraph:
-    """The graph of one step.  Raises UserError where the model, the sizes or the plan cannot be."""
+def synthesize(spec: SynthSpec, tell: Callable[[str], None] = lambda doing: None) -> OpGraph:
+    """The graph of one step; ``tell`` is told what is being done.
+
+    Raises UserError where the model, the sizes or the plan cannot be.
+    """
     spec.check()
     config = find_config(spec.model)
     plan = parse_plan(spec.parallel)
     check_sequence(spec, config, task_of(spec, config))
-    builder = ProgramBuilder()
-    with stoppable(), plan.device_mesh() as mesh:
-        outputs = _Synthesis(spec, config, plan, mesh).record(builder)
-    ops = builder.ops
-    if spec.liveness == "export":
-        ops = free_at_last_use(ops, builder.uses, outputs)
+    places = plan.size("pp")
+    stride = plan.ranks // places
+    groups = plan.groups()
+    programs: list[Program] = []
+    builder: ProgramBuilder | None = None
+    for place in range(places):
+        tell(f"building {spec.model} under fake tensors" + (f", place {place + 1} of {places}" if places > 1 else ""))
+        builder = ProgramBuilder(builder)
+        with stoppable(), plan.device_mesh(place * stride) as mesh:
+            synthesis = _Synthesis(spec, config, plan, mesh)
+            outputs = synthesis.record(builder)
+        ops = free_at_last_use(builder.ops, builder.uses, outputs) if spec.liveness == "export" else builder.ops
+        programs.append(Program(builder.lanes, tuple(ops)))
+        groups |= synthesis.groups
+    assert builder is not None, "a plan has a place at least"
     graph = OpGraph(
         name=_name(spec),
-        programs=(Program(builder.lanes, tuple(ops)),),
-        ranks=tuple(RankProgram(rank, 0) for rank in range(plan.ranks)),
+        programs=tuple(programs),
+        ranks=tuple(RankProgram(rank, rank // stride) for rank in range(plan.ranks)),
         works=tuple(builder.works),
-        groups=plan.groups(),
+        groups=groups,
+        warnings=warnings_of(spec, config) if places > 1 else (),
         provenance=_provenance(spec),
     )
     graph.check()
@@ -87,14 +101,16 @@ class _Synthesis:
         self.plan = plan
         self.mesh = mesh
         self.task = task_of(spec, config)
+        self.groups: dict[str, tuple[tuple[int, ...], ...]] = {}
 
     def record(self, builder: ProgramBuilder) -> frozenset[int]:
         """Record the step; the blocks that a forward step returns."""
         with FakeTensorMode(allow_non_fake_inputs=True), eager_masks(), _quiet(), _models_own_errors(self.spec.model):
+            if self.plan.size("pp") > 1:
+                self._pipeline(builder)
+                return frozenset()
             model = build_model(self.spec, self.config, self.task)
-            checkpoint_activations(self.spec, model)
-            if self.plan.size("tp") > 1:
-                tensor_parallel(self.spec, model, self.config, self.mesh["tp"])
+            self._prepare(model)
             if self.spec.training:
                 self._train(model, builder)
                 return frozenset()
@@ -102,6 +118,11 @@ class _Synthesis:
                 # DTensor works out each op's sharding by running it on whole fake tensors, once: not part of a step.
                 self._forward(model, self._recorder(ProgramBuilder(), model))
             return self._forward(model, self._recorder(builder, model))
+
+    def _prepare(self, model: Any) -> None:
+        checkpoint_activations(self.spec, model)
+        if self.plan.size("tp") > 1:
+            tensor_parallel(self.spec, model, self.config, self.mesh["tp"])
 
     def _recorder(self, builder: ProgramBuilder, model: Any, sharding: Sharding | None = None) -> Recorder:
         recorder = Recorder(builder, axis_of_group(self.mesh), training=self.spec.training)
@@ -112,12 +133,12 @@ class _Synthesis:
         return recorder
 
     @contextlib.contextmanager
-    def _sharding(self, model: Any) -> Iterator[Sharding | None]:
+    def _sharding(self, *models: Any) -> Iterator[Sharding | None]:
         if self.plan.size("fsdp") == 1:
             yield None
             return
         axes = ("dp", "fsdp") if self.plan.size("dp") > 1 else ("fsdp",)
-        sharding = Sharding(self.spec, model, self.mesh[axes])
+        sharding = Sharding(self.spec, models, self.mesh[axes])
         try:
             yield sharding
         finally:
@@ -152,12 +173,32 @@ class _Synthesis:
             step.prepare(batches, self._recorder(ProgramBuilder(), model, sharding))
             self._record_step(step, batches, self._recorder(builder, model, sharding))
 
+    def _pipeline(self, builder: ProgramBuilder) -> None:
+        """This rank's stages of a pipeline; all micro-batches are one batch, which the schedule cuts."""
+        # PyTorch's pipelining takes a second to import, which other plans need not.
+        from sim.workload.p2p import PointToPoint
+        from sim.workload.pipeline import PipelineStep, build_stages
+
+        spec = self.spec
+        stages = build_stages(spec, self.config, self.task, self.mesh)
+        for stage in stages:
+            self._prepare(stage.model)
+        batch = self.task.batch(msgspec.structs.replace(spec, batch=spec.batch * spec.micro_batches), self.config)
+        places = self.plan.size("pp")
+        wires = PointToPoint(self.mesh["pp"].get_local_rank(), self.plan.ranks // places)
+        with self._sharding(*stages) as sharding:
+            wrappers = [wrapper for stage in stages if (wrapper := self._data_parallel(stage)) is not None]
+            step = PipelineStep(spec, stages, wrappers, wires, self.mesh)
+            step.prepare([batch], self._recorder(ProgramBuilder(), stages, sharding))
+            self._record_step(step, [batch], self._recorder(builder, stages, sharding))
+        self.groups = wires.groups()
+
     def _record_step(self, step: TrainingStep, batches: list[Batch], recorder: Recorder) -> None:
         builder = recorder.builder
         step.adopt_state(recorder)
         for batch in batches:
             recorder.adopt(batch.items(), "input")
-        recorder.modules = ModuleTracker(step.model)
+        recorder.modules = ModuleTracker(*step.roots)
         builder.mark(STEP, 0, "begin")
         with recorder.modules.tracking(), no_garbage_collection(), recorder:
             step.run(batches, recorder)

@@ -34,6 +34,7 @@ class TrainingStep:
     def __init__(self, spec: SynthSpec, model: Any, wrapper: DataParallel | None = None) -> None:
         self.spec = spec
         self.model = model
+        self.roots = [model]
         self.wrapper = wrapper
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(spec, self.parameters)
@@ -95,7 +96,7 @@ class TrainingStep:
         if self.spec.max_grad_norm is not None:
             if self.scaler is not None and self.optimizer is not None:
                 self.scaler.unscale_(self.optimizer)
-            clip_gradients(self.parameters, self.spec.max_grad_norm)
+            self.clip(self.spec.max_grad_norm)
         if self.optimizer is None:
             for parameter in self.parameters:
                 parameter.grad = None
@@ -106,6 +107,10 @@ class TrainingStep:
         else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def clip(self, most: float) -> None:
+        """Scale the gradients down to a norm of at most this."""
+        clip_gradients(self.parameters, most)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.spec.autocast is None:

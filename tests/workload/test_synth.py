@@ -181,7 +181,7 @@ def test_the_same_spec_gives_the_same_bytes(llama: str, tmp_path: Path) -> None:
         ({"seq": 129}, "--seq 129: .* has positions for 128 tokens"),
         ({"parallel": "tp=3"}, "tp=3 does not divide the 8 attention heads"),
         ({"parallel": "tp=8"}, "tp=8 does not divide the 4 key and value heads"),
-        ({"parallel": "pp=2"}, "unknown axis in --parallel 'pp'"),
+        ({"parallel": "ep=2"}, "unknown axis in --parallel 'ep'"),
         ({"parallel": "tp=x"}, "the size of an axis is a whole number"),
         ({"parallel": "tp=2,tp=2"}, "axis 'tp' is named twice"),
     ],

@@ -1,0 +1,211 @@
+"""Stages: a model cut by layers into the parts of a pipeline, each the model's own code on its own layers.
+
+The first stage has the embeddings, the last one the final norm and the head; layers are dealt out evenly, the ones
+left over to the stages in the middle first.  A stage is the transformers model built with its layers alone, its missing
+parts taken out, and fed the hidden states of the stage before as ``inputs_embeds``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from sim.errors import UserError
+from sim.workload.cuda_choices import CudaChoices
+from sim.workload.spec import SynthSpec
+from sim.workload.tasks import DTYPES, Task, build_model
+
+
+class Family(NamedTuple):
+    """Where in a causal language model of a type the parts are, by path from its base model: the layers, what comes
+    before them and what behind.  ``added`` are embeddings that are added to the hidden states, ``passed`` modules that
+    a later stage passes on what they are given."""
+
+    layers: str
+    embeddings: tuple[str, ...]
+    norms: tuple[str, ...]
+    added: tuple[str, ...] = ()
+    passed: tuple[str, ...] = ()
+
+
+_LLAMA = Family("layers", ("embed_tokens",), ("norm",))
+FAMILIES = {
+    "gpt2": Family("h", ("wte",), ("ln_f",), added=("wpe",), passed=("drop",)),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "opt": Family(
+        "decoder.layers", ("decoder.embed_tokens", "decoder.project_in"),
+        ("decoder.final_layer_norm", "decoder.project_out"), added=("decoder.embed_positions",),
+    ),
+    "qwen2": _LLAMA,
+}  # fmt: skip
+
+
+class Part(NamedTuple):
+    """One stage of ``stages``: the layers from ``begin`` to before ``end`` of the model."""
+
+    number: int
+    stages: int
+    begin: int
+    end: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.number == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.number == self.stages - 1
+
+
+def parts_of(spec: SynthSpec, config: Any, task: Task, stages: int) -> list[Part]:
+    """The layers of each stage.  UserError where the model cannot be cut into so many."""
+    if config.model_type not in FAMILIES:
+        raise UserError(
+            f"{spec.model}: models of type {config.model_type!r} are not cut into pipeline stages yet; those of "
+            f"{', '.join(FAMILIES)} are"
+        )
+    if task.auto_class != "AutoModelForCausalLM":
+        raise UserError(f"--task {spec.task}: only causal language models are cut into pipeline stages; leave it out")
+    layers = config.num_hidden_layers
+    if layers < stages:
+        raise UserError(f"--parallel {spec.parallel}: {spec.model} has {layers} layers for {stages} stages")
+    counts = _counts(spec, layers, stages) if spec.stage_layers else even_counts(layers, stages)
+    ends = [sum(counts[: i + 1]) for i in range(stages)]
+    return [Part(i, stages, end - count, end) for i, (count, end) in enumerate(zip(counts, ends, strict=True))]
+
+
+def even_counts(layers: int, stages: int) -> list[int]:
+    """Layers a stage; those left over go to the stages in the middle, for the outer ones have embedding and head."""
+    counts = [layers // stages] * stages
+    middle_first = sorted(range(stages), key=lambda i: (abs(2 * i - (stages - 1)), i))
+    for i in middle_first[: layers % stages]:
+        counts[i] += 1
+    return counts
+
+
+def _counts(spec: SynthSpec, layers: int, stages: int) -> list[int]:
+    counts = [int(part) if part.isdigit() else 0 for part in spec.stage_layers.split(",")]
+    if len(counts) != stages or sum(counts) != layers or min(counts) < 1:
+        raise UserError(
+            f"--stage-layers {spec.stage_layers}: {spec.model} has {layers} layers for {stages} stages; give {stages} "
+            f"numbers of at least 1 that add up to {layers}, as {','.join(map(str, even_counts(layers, stages)))}"
+        )
+    return counts
+
+
+class Stage(torch.nn.Module):
+    """One part of a model: hidden states (or tokens) in, hidden states (or logits) out."""
+
+    def __init__(self, spec: SynthSpec, config: Any, task: Task, part: Part) -> None:
+        super().__init__()
+        self.spec = spec
+        self.part = part
+        self.model = _cut(spec, config, task, part)
+        self._no_split_modules = self.model._no_split_modules
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        with self._computing():
+            given = {"input_ids" if self.part.is_first else "inputs_embeds": hidden, "use_cache": False}
+            if self.part.is_last:
+                logits: torch.Tensor = self.model(**given).logits
+                return logits
+            states: torch.Tensor = self.model.base_model(**given).last_hidden_state
+            return states
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The model's own loss, which the schedule asks of the last stage."""
+        with self._computing():
+            loss: torch.Tensor = self.model.loss_function(
+                logits=logits, labels=labels, vocab_size=self.model.config.vocab_size
+            )
+            return loss
+
+    @contextlib.contextmanager
+    def _computing(self) -> Any:
+        dtype = self.spec.autocast
+        autocast = torch.autocast("cpu", dtype=DTYPES[dtype]) if dtype else contextlib.nullcontext()
+        with autocast, CudaChoices():
+            yield
+
+
+def is_tied(config: Any) -> bool:
+    """Whether the head's weights are the embedding's, which two stages then hold."""
+    return bool(getattr(config, "tie_word_embeddings", False))
+
+
+def warnings_of(spec: SynthSpec, config: Any) -> tuple[str, ...]:
+    """What a reader of the graph must know."""
+    if not is_tied(config):
+        return ()
+    return (
+        f"{spec.model} ties its head to its embedding: the first and the last stage each train a copy, and nothing "
+        f"sums their gradients, as torch.distributed.pipelining leaves it",
+    )
+
+
+def _cut(spec: SynthSpec, config: Any, task: Task, part: Part) -> Any:
+    family = FAMILIES[config.model_type]
+    model = build_model(spec, _config_of(config, part), task)
+    body = model.base_model
+    _renumber(body.get_submodule(family.layers), part.begin)
+    if not part.is_first:
+        _replace(body, (*family.embeddings,), lambda: None)
+        _replace(body, family.added, _AddsNothing)
+        _replace(body, family.passed, torch.nn.Identity)
+    if not part.is_last:
+        # A norm is called where it is there at all; OPT's is asked for first.
+        _replace(body, family.norms, torch.nn.Identity)
+        model.set_output_embeddings(None)
+    elif not part.is_first and is_tied(config):
+        # Its copy of the embedding's weights is the head's alone.
+        head = model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(torch.empty_like(head.weight))
+    return model
+
+
+def _config_of(config: Any, part: Part) -> Any:
+    """The model's configuration with this part's layers alone."""
+    own = copy.deepcopy(config)
+    own.num_hidden_layers = part.end - part.begin
+    if getattr(config, "layer_types", None):
+        own.layer_types = config.layer_types[part.begin : part.end]
+    return own
+
+
+def _renumber(layers: Any, begin: int) -> None:
+    """Layers keep the numbers that they have in the whole model."""
+    own = list(layers._modules.values())
+    layers._modules.clear()
+    layers._modules.update({str(begin + i): layer for i, layer in enumerate(own)})
+
+
+def _replace(body: Any, paths: Iterable[str], make: Callable[[], Any]) -> None:
+    for path in paths:
+        parent, _, leaf = path.rpartition(".")
+        owner = body.get_submodule(parent)
+        if getattr(owner, leaf, None) is not None:
+            setattr(owner, leaf, make())
+
+
+class _AddsNothing(torch.nn.Module):
+    """Position embeddings of a stage that has none."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return _Nothing()
+
+
+class _Nothing:
+    """What is added to hidden states where nothing is: ``x + nothing`` is ``x``, without an operation."""
+
+    def to(self, *args: Any) -> _Nothing:
+        return self
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        assert func in (torch.Tensor.add, torch.Tensor.__add__), f"{func}: nothing can only be added"
+        return args[0]
