@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -109,7 +109,7 @@ class Stage(torch.nn.Module):
         self._no_split_modules = self.model._no_split_modules
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        with self._computing():
+        with self.computing():
             given = {"input_ids" if self.part.is_first else "inputs_embeds": hidden, "use_cache": False}
             if self.part.is_last:
                 logits: torch.Tensor = self.model(**given).logits
@@ -119,14 +119,15 @@ class Stage(torch.nn.Module):
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The model's own loss, which the schedule asks of the last stage."""
-        with self._computing():
+        with self.computing():
             loss: torch.Tensor = self.model.loss_function(
                 logits=logits, labels=labels, vocab_size=self.model.config.vocab_size
             )
             return loss
 
     @contextlib.contextmanager
-    def _computing(self) -> Any:
+    def computing(self) -> Iterator[None]:
+        """As a CUDA device computes, and under autocast where that is asked for."""
         dtype = self.spec.autocast
         autocast = torch.autocast("cpu", dtype=DTYPES[dtype]) if dtype else contextlib.nullcontext()
         with autocast, CudaChoices():
