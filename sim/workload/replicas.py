@@ -84,7 +84,7 @@ def one_gpu(paths: Sequence[Path], plan: str, tell: Tell = lambda doing: None) -
     from sim.workload.synth import synthesize
 
     tell(f"building {spec.model} for one GPU")
-    return synthesize(msgspec.structs.replace(spec, parallel="")), _batches(spec.parallel)
+    return synthesize(spec.on_one_gpu()), _batches(spec.parallel)
 
 
 def _batches(plan: str) -> int:

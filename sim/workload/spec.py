@@ -79,6 +79,13 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def pipelined(self) -> bool:
         return "pp=" in self.parallel
 
+    def on_one_gpu(self) -> SynthSpec:
+        """The same step without a plan; micro-batches that a forward pipelines are one batch."""
+        plain = {field: _DEFAULTS[field] for field in ("parallel", "schedule", "stages_per_rank", "stage_layers")}
+        if not self.training:
+            plain |= {"batch": self.batch * self.micro_batches, "micro_batches": 1}
+        return msgspec.structs.replace(self, **plain)
+
     def check(self) -> None:
         """Raise UserError with every option that cannot be, or not with the others, in one line."""
         problems = [f"--{_option(problem)}" for problem in _field_problems(msgspec.structs.asdict(self))]

@@ -223,6 +223,21 @@ def test_a_slower_link_costs_time_and_never_blocks() -> None:
     assert times[0] < times[1] < times[2]
 
 
+@pytest.mark.parametrize("parallel", ["pp=2,dp=2", "pp=2,tp=2"])
+def test_replicas_of_a_stage_are_replayed_once(parallel: str) -> None:
+    placed = sim.place(pipeline(2, parallel, 2), sim.load_topology("a5000x8"))
+    each, once = (sim.replay(placed, folding=folding) for folding in (False, True))
+    assert each.steps == once.steps
+    assert each.spans == once.spans
+
+
+def test_what_one_gpu_would_do_of_it() -> None:
+    spec = SynthSpec(model="m", batch=2, parallel="pp=2", micro_batches=4, stage_layers="1,3")
+    assert spec.on_one_gpu() == SynthSpec(model="m", batch=8)
+    spec = replace(spec, mode="train", schedule="interleaved", stages_per_rank=2)
+    assert spec.on_one_gpu() == SynthSpec(model="m", batch=2, micro_batches=4, mode="train")
+
+
 def test_all_schedules_end_on_a_machine() -> None:
     for layers, parallel, micro_batches, schedule in (
         (4, "pp=4", 4, "1f1b"), (4, "pp=4", 4, "gpipe"), (3, "pp=3", 5, "1f1b"), (3, "pp=3", 1, "gpipe"),
