@@ -66,6 +66,7 @@ COLLECTIVES: dict[str, CollectiveKind] = {
     "_c10d_functional::broadcast": "broadcast",
 }
 WAIT = "_c10d_functional::wait_tensor"
+LIFT = "aten::lift_fresh"
 READ_VALUE = "aten::_local_scalar_dense"
 NO_BLOCK = -1
 MASKING = "transformers.masking_utils"
@@ -190,14 +191,17 @@ class Recorder(TorchDispatchMode):
             self.adopt_on_host(call.outputs)
             self.builder.host(call.name)
             return
-        before = [self._block(t, "unknown", call.name) for t in call.inputs]
+        if call.name == LIFT and _asked_by(OPTIMIZERS):
+            self.adopt_on_host([*call.inputs, *call.outputs])  # a number for step counters
+        # torch.tensor(number): what is lifted is the result itself.
+        before = [self._block(t, "unknown", call.name) for t in call.inputs if call.name != LIFT]
         if call.name == WAIT:
             collective = self._in_flight.pop(before[0], None)
             if collective is not None:
                 self.builder.wait(collective)
             return
         made: Category = "temporary" if self._training else "activation"
-        blocks = [*before, *(self._block(t, made, call.name) for t in call.outputs)]
+        blocks = [*before, *(self._block(t, made, call.name) for t in call.outputs if not self._is_on_host(t))]
         if call.name in self.handlers:
             self.handlers[call.name](call, blocks)
         elif call.name in COLLECTIVES:
@@ -330,6 +334,11 @@ class Recorder(TorchDispatchMode):
 def _writes(call: Call) -> bool:
     """FSDP's copy-in writes an argument and does not say so in its schema."""
     return bool(call.func._schema.is_mutable) or call.name == "fsdp::all_gather_copy_in"
+
+
+def _asked_by(package: str) -> bool:
+    frame = asking_frame()
+    return frame is not None and bool(frame.f_globals.get("__name__", "").startswith(package))
 
 
 def asking_frame() -> FrameType | None:

@@ -27,11 +27,11 @@ _FILLS = ("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "
 NO_KERNEL, FILLS = (frozenset("aten::" + name for name in names) for names in (_NO_KERNEL, _FILLS))
 
 
-class _NotRecording:
+class NotRecording:
     """Stands in for a Recorder and a builder."""
 
     @property
-    def builder(self) -> _NotRecording:
+    def builder(self) -> NotRecording:
         return self
 
     @contextlib.contextmanager
@@ -54,7 +54,7 @@ def profiled_step(spec: SynthSpec) -> Any:
 
 def _profile(spec: SynthSpec, config: Any, task: tasks.Task, step: TrainingStep) -> Any:
     batches = [task.batch(spec, config) for _ in range(spec.micro_batches)]
-    recorder: Any = _NotRecording()
+    recorder: Any = NotRecording()
     step.prepare(batches, recorder)
     step.run(batches, recorder)
     with profile(activities=[ProfilerActivity.CPU], acc_events=True, profile_memory=True) as profiled:

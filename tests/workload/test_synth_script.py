@@ -224,6 +224,14 @@ for x, y in DataLoader(data, batch_size=4, shuffle=True, num_workers=2, pin_memo
     ]
 
 
+def test_numbers_are_copied_to_the_gpu_and_results_back(tmp_path: Path) -> None:
+    body = "weights = torch.tensor([1.0, 2.0], device=device); kept = loss.detach().cpu()"
+    ops = ops_of(of_script(script(tmp_path, body)))
+    copies = [(op.kind, op.bytes) for op in ops if isinstance(op, Copy)]
+    assert copies == [("h2d", 8), ("d2h", 4)]
+    assert [op.category for op in ops if isinstance(op, Alloc) and op.name == "aten::lift_fresh"] == ["input"]
+
+
 def test_values_that_the_script_made_itself_are_known(tmp_path: Path) -> None:
     before = """
 rates = [r.item() for r in torch.linspace(0, 0.1, 3)]

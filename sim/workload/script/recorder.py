@@ -11,7 +11,7 @@ import linecache
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -170,6 +170,13 @@ class ScriptRecorder(Recorder):
         with self.builder.autograd_thread():
             yield
         self.categorize((p.grad for p in self._parameters if p.grad is not None), "gradient")
+
+    def adopt_on_host(self, tensors: Iterable[torch.Tensor]) -> None:
+        for tensor in tensors:
+            self._places.keep_on_host(tensor)
+
+    def _is_on_host(self, tensor: torch.Tensor) -> bool:
+        return not self._places.on_gpu(tensor)
 
     def _runs_on_host(self, call: Call) -> bool:
         return not any(map(self._places.on_gpu, (*call.inputs, *call.outputs)))
