@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from sim.place.captured import place_as_captured
 
 if TYPE_CHECKING:
@@ -14,11 +16,15 @@ if TYPE_CHECKING:
 
 
 def place(graph: OpGraph, machine: Machine | None, gpus: Sequence[int] = (), *, strict: bool = False) -> Placement:
-    """Put the ranks onto the machine's GPUs, in order or onto ``gpus`` (or those that the workload names).
+    """Put the ranks onto the machine's GPUs, in order or onto ``gpus`` (or those that the workload names): in order of
+    their numbers, wherever the workload's file has them.
 
     ``machine`` None means as captured.  Raises UserError where there are more ranks than GPUs, or GPUs that the
     machine does not have; and, where ``strict``, for kernels that no formula explains.
     """
+    in_order = tuple(sorted(graph.ranks, key=lambda each: each.rank))
+    if in_order != graph.ranks:
+        graph = msgspec.structs.replace(graph, ranks=in_order)
     if machine is None:
         return place_as_captured(graph)
     # Cost models, curves and the machine's graph take half a second to import, which a replay as captured needs not.

@@ -209,6 +209,31 @@ def test_every_rank_copies_over_its_own_links() -> None:
     assert {span.duration_ns for span in replay(placement).spans if span.kind == "memcpy"} == {alone}
 
 
+@pytest.mark.parametrize("order", [(7, 6, 5, 4, 3, 2, 1, 0), (1, 0, 3, 2, 5, 4, 7, 6), (4, 2, 7, 0, 1, 6, 3, 5)])
+def test_the_order_of_ranks_in_the_file_does_not_matter(order: Sequence[int]) -> None:
+    """Two programs on a machine that is not the same from all its GPUs: ranks go onto GPUs by their numbers."""
+    ranks, groups = mesh(2, 4)
+    late = [HostCall(lane=MAIN, name="late", measured_ns=5000)]
+    meet = [
+        Collective(lane=COMM, name="nccl", group=group, bytes=5 << 20, lag_ns=0, gap_ns=0) for group in sorted(groups)
+    ]
+    graph = job(ranks, groups, [meet, [*late, *meet]], [0, 1] * 4)
+    shuffled = msgspec.structs.replace(
+        graph,
+        ranks=tuple(graph.ranks[i] for i in order),
+        groups={name: instances[::-1] for name, instances in reversed(groups.items())},
+    )
+    machine = load_topology("a5000x8-nvlink-pairs")
+    assert replay(place(shuffled, machine)) == replay(place(graph, machine))
+
+
+def test_eight_ranks_of_a_ring_end_together(tmp_path: Path) -> None:
+    """Each of them replayed for itself."""
+    ran = run(place(layered(8), load_topology(str(ring_machine(tmp_path, 8)))), folding=False)
+    assert len(ran.ranks) == 8
+    assert len({tuple(rank.moments.end) for rank in ran.ranks}) == 1
+
+
 # How far it folds ---------------------------------------------------------------------------------------------------
 
 

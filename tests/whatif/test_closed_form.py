@@ -32,10 +32,11 @@ def test_communication_that_hides(tmp_path: Path) -> None:
     assert told.summary.step_ms == pytest.approx(487.1908, rel=1e-5)
 
 
+@pytest.mark.parametrize("folding", [True, False])
 @pytest.mark.parametrize(("ranks", "limit_s"), [(8, 0.2), (256, 5.0)])
-def test_the_event_loop_is_quick(tmp_path: Path, ranks: int, limit_s: float) -> None:
-    """Processor time of this process, so that a busy machine does not decide."""
+def test_the_event_loop_is_quick(tmp_path: Path, ranks: int, limit_s: float, folding: bool) -> None:
+    """Processor time of this process, so that a busy machine does not decide; also with every rank replayed."""
     placement = place(layered(ranks), load_topology(str(ring_machine(tmp_path, ranks))))
     begun = time.process_time()
-    run(placement)
+    run(placement, folding=folding)
     assert time.process_time() - begun < limit_s
