@@ -81,6 +81,44 @@ def test_twice_the_bytes_never_take_less_time_to_transfer(name: str, nbytes: int
     assert large.ns >= 0.7 * small.ns
 
 
+@pytest.mark.parametrize("name", [name for name in MANY if not load_topology(name).collectives.measured])
+@settings(max_examples=20, deadline=None)
+@given(kind=st.sampled_from(KINDS), nbytes=st.integers(0, 1 << 31), more=st.integers(1, 1 << 24))
+def test_more_bytes_by_the_same_protocol_never_take_less(name: str, kind: str, nbytes: int, more: int) -> None:
+    machine = load_topology(name)
+    small, large = (plan(machine, kind, n, everyone(machine)) for n in (nbytes, nbytes + more))
+    # NCCL corrects a tree's bandwidth by powers of two, up and down.
+    if (small.algorithm, small.protocol) == (large.algorithm, large.protocol) and small.algorithm != "tree":
+        assert large.ns >= small.ns - 1  # latency and transfer are rounded apart
+
+
+@pytest.mark.parametrize("name", ["a5000x4", "a100-pcie-pairs", "dgx-a100", "a5000x8x2-100g", "a5000x8-one-switch"])
+@settings(max_examples=10, deadline=None)
+@given(kind=st.sampled_from(KINDS), nbytes=st.integers(0, 1 << 31), faster=st.sampled_from([1.25, 2, 5]))
+def test_a_machine_with_all_links_faster_is_no_slower(name: str, kind: str, nbytes: int, faster: float) -> None:
+    # One link alone made faster may lead NCCL to another ring, and its protocol to another choice, that are worse.
+    settled = {"nccl.NCCL_ALGO": "Ring", "nccl.NCCL_PROTO": "Simple"}
+    machine = load_topology(name, settled)
+    rates = {f"links.{link.cls}.bandwidth_gb_s": link.bandwidth_gb_s * faster for link in machine.links}
+    changed = load_topology(name, {**settled, **rates})
+    assert plan(changed, kind, nbytes, everyone(machine)).ns <= plan(machine, kind, nbytes, everyone(machine)).ns
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "rate"), [("25g", 3.0), ("100g", 12.0), ("200g", 0.605 * 24)])
+def test_two_hosts_are_bound_by_what_joins_them(kind: str, name: str, rate: float) -> None:
+    # 25 and 100 Gbit carry 3 and 12 GB/s; 200 Gbit carry more than the 14.52 that data staged in host memory get.
+    machine = load_topology(f"a5000x8x2-{name}")
+    made = plan(machine, kind, 1 << 30, everyone(machine))
+    if kind == "all_to_all":
+        # Each of 16 ranks has 1/16 of the tensor for each other: 8 x 8/16 = 4 tensors leave a host by its NIC, over its
+        # network link or, with 200 Gbit, the 24 GB/s of its PCIe link.
+        nic = {"25g": 3.0, "100g": 12.0, "200g": 24.0}[name]
+        assert made.busbw_gb_s == pytest.approx(nic / 4 * 15 / 16, rel=0.01)
+    else:
+        assert made.busbw_gb_s == pytest.approx(rate, rel=0.01)
+
+
 @pytest.mark.parametrize("kind", ["all_reduce", "all_gather", "reduce_scatter"])
 @pytest.mark.parametrize("name", ["dgx-a100", "a5000x8", "a5000x4", "a100-pcie-pairs", "a5000x8x2-100g"])
 def test_every_hop_of_a_ring_carries_what_the_algorithm_sends(name: str, kind: str) -> None:
