@@ -119,18 +119,26 @@ def _own_colours(placement: Placement, *, contention: bool) -> dict[int, int]:
         if key not in of_costs:
             program = placement.graph.programs[placed.program]
             of_costs[key] = alike[_costs_key(program, placed.costs, contention=contention), doubt]
-        memory = (placed.memory_bytes, placed.compute_capability, sum(placed.outside.values()))
-        colours[placed.rank] = numbers[placed.program, of_costs[key], memory, placed.device_name]
+        colours[placed.rank] = numbers[of_costs[key], _fields(placed, but=("rank", "device", "costs"))]
     return colours
 
 
 def _costs_key(program: Program, costs: Costs, *, contention: bool) -> Hashable:
-    """All of a rank's costs that decide its moments or are told of it, but for the lanes of its flows."""
+    """All of a rank's costs, but of its flows not the lanes; those of collectives are told by who meets."""
     copies = _Flows(_copies(program, costs) if contention else ())
-    told = (costs.collectives, costs.workspaces, costs.held, costs.bounds, costs.doubts)
-    times = (costs.duration_ns, costs.lag_ns, costs.gap_ns, costs.source)
-    losses = tuple((ppm, tuple(lost.items())) for ppm, lost in costs.losses.items())
-    return (*times, *(tuple(each.items()) for each in told), losses, copies.pattern)
+    return (_fields(costs, but=("flows",)), copies.pattern)
+
+
+def _fields(value: Costs | PlacedRank, but: tuple[str, ...]) -> Hashable:
+    """Whatever a struct holds, so that no field that is added later is forgotten here."""
+    return tuple(_hashable(getattr(value, name)) for name in value.__struct_fields__ if name not in but)
+
+
+def _hashable(value: object) -> Hashable:
+    if isinstance(value, dict):
+        return tuple((key, _hashable(held)) for key, held in value.items())
+    assert isinstance(value, Hashable)
+    return value
 
 
 # Who meets whom, and what loads what --------------------------------------------------------------------------------

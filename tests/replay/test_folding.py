@@ -293,6 +293,27 @@ def test_ranks_that_disagree_about_their_flow_are_all_replayed() -> None:
     assert standing(placement) == 2
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"duration_ns": (10, 2000)}, {"lag_ns": (0, 1)}, {"gap_ns": (0, 1)}, {"source": ("measured", "profile")},
+        {"workspaces": {0: 1}}, {"held": {1: Held(1, 1)}}, {"bounds": {0: "memory"}}, {"losses": {1: {0: 1}}},
+        {"device_name": "another"}, {"memory_bytes": 1}, {"compute_capability": "9.0"}, {"outside": {"context": 1}},
+    ],
+)  # fmt: skip
+def test_whatever_a_rank_has_of_its_own_tells_it_apart(change: dict[str, object]) -> None:
+    # Two pairs; rank 3 differs, and so does rank 2, which meets it.
+    placement = place_as_captured(job(4, {"axis0": ((0, 1), (2, 3))}, [one_collective()], [0] * 4))
+    assert standing(placement) == 1
+    last = placement.ranks[3]
+    costs = {name: value for name, value in change.items() if name in last.costs.__struct_fields__}
+    others = {name: value for name, value in change.items() if name not in costs}
+    last = msgspec.structs.replace(last, costs=msgspec.structs.replace(last.costs, **costs), **others)
+    other = msgspec.structs.replace(placement, ranks=(*placement.ranks[:3], last))
+    assert fold(other).leader_of == {0: 0, 1: 0, 2: 2, 3: 3}
+    assert is_same(*both(other))
+
+
 def test_a_deadlock_of_ranks_alike_names_them_all() -> None:
     # All even ranks wait in axis 0's collective, all odd ones in axis 1's: each waits for the other half.
     ranks, groups = mesh(2, 2)
