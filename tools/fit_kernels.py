@@ -27,7 +27,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sim.place.calibration.descent import descend, errors, held_out, with_block
-from sim.place.kernels.gemm import products, products_us
+from sim.place.kernels.gemm import call_us, products, products_us
 from sim.place.kernels.memory import Floats, memory_us
 from sim.place.kernels.rows import RowOp, rows_us
 from sim.topology.abilities import Abilities, resolve
@@ -69,7 +69,7 @@ class Gemms(NamedTuple):
 
     def predicted(self, abilities: Abilities, alone: bool) -> Floats:
         shapes = products(self.batch, self.m, self.n, self.k, self.dtype)
-        return products_us(shapes, self.dtype, abilities, alone).us
+        return products_us(shapes, self.dtype, abilities, alone).us + call_us(shapes, self.dtype, abilities)
 
 
 class Rows(NamedTuple):
@@ -174,7 +174,7 @@ GEMM_START = {
     "efficiency": 1.0, "operand_elements": 6.0, "prologue_k": 8.0, "tail": 0.1, "split_us": 6.0, "fixed_us": 2.0,
     "memory_efficiency": 0.85, "overlap": 8.0, "long_k_efficiency": 1.0,
 }  # fmt: skip
-CALL_US = {"elementwise": 16.0, "softmax": 22.0, "layer_norm": 46.0}
+CALL_US = {"elementwise": 16.0, "softmax": 22.0, "layer_norm": 46.0}  # where a fit begins
 ROWS_START = {"setup_us": 1.2, "pass_us": 0.3, "miss_from": 0.7, "miss_span": 0.7, "overlap": 2.5}
 ROWS_LIMITS = {
     "setup_us": (0.1, 8.0), "pass_us": (0.02, 3.0), "miss_from": (0.2, 2.0), "miss_span": (0.2, 4.0),
@@ -190,11 +190,14 @@ def fit_products(
     """Numbers of one dtype's products and of its power limit together (a limit that never bites is left out)."""
     dtype = parts[0].dtype
     pieces = [thinned(p.part(~p.held)) for p in parts]
+    calls = {"linear", "bmm"}
     powers = {"gflop_per_joule", "flop_per_byte", "boost", "boost_us"}
 
     def able(values: dict[str, float]) -> Abilities:
-        gemm = {**NO_DATA, **fixed, **{k: v for k, v in values.items() if k not in powers}}
+        gemm = {**NO_DATA, **fixed, **{k: v for k, v in values.items() if k not in powers | calls}}
         sections: dict[str, Any] = {"gemm": {dtype: gemm}}
+        if calls & values.keys():
+            sections["call"] = {**NO_DATA, **CALL_US, **{k: v for k, v in values.items() if k in calls}}
         if power:
             sections["power"] = {dtype: {**NO_DATA, **{k: v for k, v in values.items() if k in powers}}}
         return resolve(with_block(profile, **sections), LENDERS)
@@ -233,6 +236,8 @@ def fit_float32(name: str, gemms: Mapping[tuple[str, str], Gemms], like: Mapping
     fixed: dict[str, Any] = {"tiles": SIMT_TILES, "batched_tiles": BATCHED_TILES[name], "splits": [1, 2, 4]}
     start = GEMM_START | {key: like[key] for key in GEMM_START if key in like}
     limits = {} if like else GEMM_LIMITS | {"efficiency": (0.3, 1.0), "long_k_efficiency": (0.5, 1.0)}
+    limits = limits | {"linear": (5.0, 65.0), "bmm": (5.0, 65.0)}
+    start |= {"linear": 30.0, "bmm": 15.0}
     power: dict[str, tuple[float, float]] = {}
     if name != "v100-pcie":  # its longest products run at the data sheet's rate: no limit to see
         power = {
@@ -241,6 +246,7 @@ def fit_float32(name: str, gemms: Mapping[tuple[str, str], Gemms], like: Mapping
         }  # fmt: skip
         start |= {"gflop_per_joule": 70.0, "flop_per_byte": 5.0, "boost": 0.5, "boost_us": 8000.0}
     gemm, limit = fit_products(profile, parts, fixed, limits, power, start, alone=True)
+    call = {name: gemm.pop(name) for name in ("linear", "bmm")}
     said = f"{NEUSIGHT}: fp32_gemm, linear and bmm on {profile.full_name}, four fifths of the shapes"
     shape = f"as on the RTX A5000: the power limit of {profile.full_name} hides its own" if like else said
     block = {"gemm": {"float32": {"source": NEUSIGHT, "data": shape, **gemm, **fixed}}}
@@ -248,7 +254,7 @@ def fit_float32(name: str, gemms: Mapping[tuple[str, str], Gemms], like: Mapping
         block["power"] = {"float32": {"source": NEUSIGHT, "data": said, **limit}}
     else:
         block["power"] = {"float32": least_power(profile, parts, NEUSIGHT, said)}
-    return block
+    return block | {"call": call}
 
 
 def fit_float16(name: str, gemms: Mapping[tuple[str, str], Gemms]) -> dict[str, Any]:
@@ -396,7 +402,9 @@ def fit_all(gemms: Mapping[tuple[str, str], Gemms], rows: Mapping[tuple[str, str
     blocks["rtx-a5000"] = fit_a5000(blocks["a100-pcie-40gb"])
     blocks["l4"] = fit_float32("l4", gemms, blocks["rtx-a5000"]["gemm"]["float32"])
     for name in sorted({name for name, _ in rows}):
+        products_call = blocks[name].pop("call")
         blocks[name] |= fit_memory(name, rows)
+        blocks[name]["call"] |= products_call
     # Operands move at a share of what streams reach, which others lend to the two devices of the float16 file.
     LENDERS.extend(with_block(bare(n), memory=block["memory"]) for n, block in blocks.items())
     for name in ("a40", "a100-sxm4-80gb"):

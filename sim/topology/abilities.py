@@ -2,9 +2,11 @@
 
 The nearest is, for each kind of number alone: a device of the same chip, then one of the same design (for products the
 same architecture with SMs of a similar rate: a GA102 has twice the float32 lanes of a GA100, though both are Ampere;
-for bytes the same kind of memory), then the one that offers its SMs the most similar rate (operations an SM for
-products, bytes an SM for memory), because that is what decides how well an SM can be kept busy.  Who lent what is said
-with every cost.
+for bytes the same kind of memory); then for float32 products one whose lanes are likewise their own or shared with
+integers, a board with HBM for one with HBM (others hide their lanes behind a power limit), and one before Ampere for
+one before Ampere (whose kernels the libraries keep); then the one that offers its SMs the most similar rate (operations
+an SM for products, bytes an SM for memory), because that is what decides how well an SM can be kept busy.  Who lent
+what is said with every cost.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ from sim.topology.device import DeviceProfile, load_device, shipped_devices
 
 T = TypeVar("T")
 
-# Energy per operation falls as (process / process)^0.65: the long float32 products of T4 (12 nm), A100 PCIe (7 nm) and
-# L4 (4 nm) settle at their power limits (the power blocks of their profiles) at 54, 73 and 111 GFLOP/J: 0.66 from the
-# first to the last, 0.58 and 0.74 between neighbours.  docs/kernels.md, "Power".
-PROCESS_EXPONENT = 0.65
+# Energy per operation falls as (process / process)^0.61: the long float32 products of T4 (12 nm), A100 PCIe (7 nm) and
+# L4 (4 nm) settle at their power limits (the power blocks of their profiles) at 54, 70 and 106 GFLOP/J: 0.61 from the
+# first to the last, 0.47 and 0.74 between neighbours.  docs/kernels.md, "Power".
+PROCESS_EXPONENT = 0.61
 # Rates of SMs this near (as a ratio) count as one design.
 SIMILAR_RATE = math.log(1.5)
+# NVIDIA Ampere GA102 and Ada whitepapers: one of an SM's two datapaths does float32 or integers.
+SHARED_LANES = ((8, 6), (8, 7), (8, 9))
 # The families of dtypes that run on the same units, and so on the same kernels.
 FAMILY = {"bfloat16": "float16", "tfloat32": "float16", "float8_e4m3fn": "float16", "float8_e5m2": "float16"}
 
@@ -143,17 +147,22 @@ def resolve(profile: DeviceProfile, lenders: Sequence[DeviceProfile]) -> Abiliti
 
 
 def _call(profile: DeviceProfile, lenders: Sequence[DeviceProfile]) -> Lent[CallTime]:
-    """The host's part of a timed call: no GPU is near another in it, so the medians of all hosts that were measured."""
-    if profile.calibration.call is not None:
-        return Lent(profile.calibration.call, profile.name, True)
-    calls = [p.calibration.call for p in lenders if p.calibration.call is not None and p.name != profile.name]
-    assert calls, "the shipped profiles calibrate calls"
-    names = ("elementwise", "softmax", "layer_norm")
-    medians = {name: median(getattr(call, name) for call in calls) for name in names}
-    return Lent(calls[0].model_copy(update=medians), "median", False)
+    """The host's part of a timed call: no GPU is near another in it, so what was not measured with this device is the
+    median of all hosts that were measured."""
+    own = profile.calibration.call
+    others = [p.calibration.call for p in lenders if p.calibration.call is not None and p.name != profile.name]
+    medians: dict[str, float] = {}
+    for name in ("elementwise", "softmax", "layer_norm", "linear", "bmm"):
+        times = [time for call in others if (time := getattr(call, name)) is not None]
+        if times and (own is None or getattr(own, name) is None):
+            medians[name] = median(times)
+    assert own or others, "the shipped profiles calibrate calls"
+    if own is not None:
+        return Lent(own.model_copy(update=medians), profile.name, True)
+    return Lent(others[0].model_copy(update=medians), "median", False)
 
 
-_Order = tuple[bool, bool, bool, float, str]
+_Order = tuple[bool, bool, bool, int, float, str]
 _Distance = Callable[[DeviceProfile, DeviceProfile], _Order]
 
 
@@ -164,13 +173,31 @@ def _get(section: Callable[[Calibration], Mapping[str, T]], key: str, calibratio
 def _products_distance(dtype: str, profile: DeviceProfile, other: DeviceProfile) -> _Order:
     apart = abs(math.log(_products_rate(dtype, other) / _products_rate(dtype, profile)))
     alike = other.architecture == profile.architecture and apart < SIMILAR_RATE
-    return (other is not profile, other.chip != profile.chip, not alike, apart, other.name)
+    unlike = 0
+    if family(dtype) == "float32":
+        tests = (_shares_lanes, _has_hbm, _before_ampere)  # what matters most first
+        unlike = sum(weight * (test(profile) != test(other)) for weight, test in zip((4, 2, 1), tests, strict=True))
+    return (other is not profile, other.chip != profile.chip, not alike, unlike, apart, other.name)
+
+
+def _shares_lanes(profile: DeviceProfile) -> bool:
+    """Whether half of an SM's float32 lanes compute integers too, so that loops take them from products."""
+    return profile.capability in SHARED_LANES
+
+
+def _has_hbm(profile: DeviceProfile) -> bool:
+    return profile.memory_kind == "hbm"
+
+
+def _before_ampere(profile: DeviceProfile) -> bool:
+    """The libraries' kernels for these cannot copy to shared memory beside products (cp.async)."""
+    return profile.capability < (8, 0)
 
 
 def _memory_distance(profile: DeviceProfile, other: DeviceProfile) -> _Order:
     ours, theirs = (p.memory_bandwidth_gb_s / p.sms for p in (profile, other))
     alike = profile.memory_kind is not None and other.memory_kind == profile.memory_kind
-    return (other is not profile, other.chip != profile.chip, not alike, abs(math.log(theirs / ours)), other.name)
+    return (other is not profile, other.chip != profile.chip, not alike, 0, abs(math.log(theirs / ours)), other.name)
 
 
 def _products_rate(dtype: str, profile: DeviceProfile) -> float:

@@ -122,13 +122,18 @@ class Spread(FileModel):
 
 
 class CallTime(FileModel):
-    """Microseconds that device events around one call show besides the kernel (the host's part), by class of op."""
+    """Microseconds that device events around one call show besides the kernel (the host's part), by class of op.
+
+    ``linear`` and ``bmm``: one product with its bias, and a batch of products, in float32; None where not measured.
+    """
 
     source: Text
     data: Text
     elementwise: Time
     softmax: Time
     layer_norm: Time
+    linear: Time | None = None
+    bmm: Time | None = None
 
 
 class Calibration(FileModel):

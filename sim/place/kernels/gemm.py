@@ -229,6 +229,14 @@ def gemm_cost(shapes: Products, dtype: str, abilities: Abilities) -> KernelCost:
     return priced(float(times.us[0]), floor_us(abilities.profile), bound, product_lender(dtype, abilities))
 
 
+def call_us(shapes: Products, dtype: str, abilities: Abilities) -> Floats:
+    """What device events around one call show besides the kernel: for float32, whose data are such calls."""
+    call = abilities.call.fit
+    if abilities.family(dtype) != "float32":
+        return np.zeros_like(shapes.flops)
+    return np.where(shapes.batch > 1, call.bmm or 0.0, call.linear or 0.0)
+
+
 def product_lender(dtype: str, abilities: Abilities) -> str:
     """Which device lent the numbers of products in that dtype; empty where they are the device's own."""
     lent, curve = abilities.gemm(dtype), abilities.profile.measured.gemm

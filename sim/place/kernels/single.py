@@ -1,9 +1,9 @@
 """One kernel called alone, or a file of them: time, 80 % interval, what bounds it, where the number is from.
 
-``us`` is what the calibration's microbenchmark of that class of op measures: for products and attention the kernel's
-own duration; for elementwise ops, softmax and layer norm device events around one call, which hold ``call_us`` of the
-host's work besides ``kernel_us`` (docs/kernels.md, "A call and its kernel").  A replay takes the kernel's own
-duration, on a device that has been busy for long.
+``us`` is what the calibration's microbenchmark of that class of op measures: for attention and products on tensor cores
+the kernel's own duration; for products in float32, elementwise ops, softmax and layer norm device events around one
+call, which hold ``call_us`` of the host's work besides ``kernel_us`` (docs/kernels.md, "A call and its kernel").  A
+replay takes the kernel's own duration, on a device that has been busy for long.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from sim.errors import InputError, UnknownNameError, UserError
 from sim.ops import DTYPE_BYTES
 from sim.place.kernels.attention import fused_us
-from sim.place.kernels.gemm import product_lender, products, products_us
+from sim.place.kernels.gemm import call_us, product_lender, products, products_us
 from sim.place.kernels.memory import Floats, floor_us, memory_us
 from sim.place.kernels.rows import RowOp, rows_us
 from sim.timeline import DurationSource
@@ -182,14 +182,16 @@ def kernel_rows(
             us_p10=us * low,
             us_p90=us * high,
             kernel_us=kernel,
-            call_us=timed.call_us,
+            call_us=call,
             bound=bound,
             from_=source,
             calibrated_on=timed.lender or device.name,
             computed_in=computed_in,
             **_sizes(shape, wanted),
         )
-        for shape, us, kernel, bound in zip(shapes, total.tolist(), timed.kernel_us.tolist(), timed.bounds, strict=True)
+        for shape, us, kernel, call, bound in zip(
+            shapes, total.tolist(), timed.kernel_us.tolist(), timed.call_us.tolist(), timed.bounds, strict=True
+        )
     ]
 
 
@@ -220,7 +222,7 @@ def _check(op: str, wanted: tuple[str, ...], shapes: Sequence[Shape]) -> None:
 
 class _Timed(msgspec.Struct, frozen=True):
     kernel_us: Floats
-    call_us: float
+    call_us: Floats
     bounds: list[str]
     lender: str
 
@@ -231,20 +233,22 @@ def _timed(op: str, columns: Mapping[str, Floats], dtype: str, abilities: Abilit
         shapes = products(columns["batch"], columns["m"], columns["n"], columns["k"], dtype)
         times = products_us(shapes, dtype, abilities, alone=True)
         bounds = np.where(times.us <= floor, "floor", np.where(times.computing, "compute", "memory"))
-        return _Timed(np.maximum(times.us, floor), 0.0, bounds.tolist(), product_lender(dtype, abilities))
+        call = call_us(shapes, dtype, abilities)
+        return _Timed(np.maximum(times.us, floor), call, bounds.tolist(), product_lender(dtype, abilities))
     if op in ATTENTION:
         return _attention(op, columns, dtype, abilities)
     rows, width, size = columns["rows"], columns["columns"], DTYPE_BYTES[dtype]
-    call = abilities.call.fit
+    host_part = abilities.call.fit
     if op in ROW_OPS:
         kind = ROW_OPS[op]
         lent = abilities.rows[kind]
         us = np.maximum(rows_us(kind, rows, width, size, abilities), floor)
-        host = call.softmax if kind == "softmax" else call.layer_norm
-        return _Timed(us, host, ["memory"] * len(us), "" if lent.own else lent.device)
+        row_call = host_part.softmax if kind == "softmax" else host_part.layer_norm
+        return _Timed(us, np.full_like(us, row_call), ["memory"] * len(us), "" if lent.own else lent.device)
     us = memory_us(rows * width * size * TENSORS[op], abilities)
     bounds = np.where(us < 2 * floor, "floor", "memory").tolist()
-    return _Timed(us, call.elementwise, bounds, "" if abilities.memory.own else abilities.memory.device)
+    host = np.full_like(us, host_part.elementwise)
+    return _Timed(us, host, bounds, "" if abilities.memory.own else abilities.memory.device)
 
 
 def _attention(op: str, columns: Mapping[str, Floats], dtype: str, abilities: Abilities) -> _Timed:
@@ -256,7 +260,7 @@ def _attention(op: str, columns: Mapping[str, Floats], dtype: str, abilities: Ab
     memory = memory_us(DTYPE_BYTES[dtype] * batch * k * (2 * m + 2 * n) * (2 if backward else 1), abilities)
     bounds = np.where(compute >= memory, "compute", "memory").tolist()
     lent = abilities.attention
-    return _Timed(np.maximum(compute, memory), 0.0, bounds, "" if lent.own else lent.device)
+    return _Timed(np.maximum(compute, memory), np.zeros_like(compute), bounds, "" if lent.own else lent.device)
 
 
 def _spread_name(op: str, dtype: str) -> str:
