@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import sim
 from sim.ops import Kernel, TensorMeta, Work
+from sim.place.calibration.descent import descend
 from sim.place.kernels import kernel_cost, layout, memory
 from sim.topology.device import DeviceProfile, load_device
-from tools.fit_kernels import descend
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("TRACESIM_SHARED", ROOT.parent / "shared"))
