@@ -66,6 +66,15 @@ class DataParallel:
         """The sizes of the buckets, in the order in which they are reduced."""
         return [bucket.flat.nbytes for bucket in self._buckets]
 
+    @property
+    def bucket_tensors(self) -> list[torch.Tensor]:
+        return [bucket.flat for bucket in self._buckets]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether backward has made every gradient ready, or was only to accumulate."""
+        return not self._synchronize or len(self._under_way) == len(self._buckets)
+
     def adopt_state(self, recorder: Recorder) -> None:
         """The buckets live as long as the model."""
         recorder.adopt([("ddp_bucket", bucket.flat) for bucket in self._buckets], "communication")

@@ -1,6 +1,7 @@
 """A training step of one GPU on several: what DistributedDataParallel would have added to it.
 
-A workload that was synthesized is synthesized anew with the plan: exact, for it says what it was made of.  A trace is
+A workload that was synthesized is synthesized anew with the plan, from a model or a script: exact, for it says what it
+was made of.  A trace is
 what it is, so the operations are put into it: behind every ``torch::autograd::AccumulateGrad`` (a gradient is ready:
 the trace says when and, recorded with shapes, how large) the copy of the gradient into its bucket; behind the last of a
 bucket its all-reduce on a stream of its own; behind the last of the step the waiting and the copies back.  Buckets are
@@ -12,6 +13,8 @@ once, and the reducer's own host time beyond its ops.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
@@ -28,6 +31,7 @@ from sim.workload.inputs import WORKLOAD_SUFFIX
 from sim.workload.kineto import HostEvent, KinetoTrace, read_trace
 from sim.workload.link import link_traces
 from sim.workload.link.works import Works
+from sim.workload.script.spec import ScriptSpec, spec_of_script
 from sim.workload.spec import spec_of
 
 READY = "torch::autograd::AccumulateGrad"
@@ -56,6 +60,9 @@ def _synthesized_anew(path: Path, plan: str, tell: Tell) -> OpGraph:
     graph = read(path)
     if len(graph.ranks) > 1:
         raise InputError(path, f"has {len(graph.ranks)} ranks already; --parallel {plan} takes a workload of one")
+    script = spec_of_script(graph)
+    if script is not None:
+        return _script_anew(msgspec.structs.replace(script, parallel=plan), tell)
     spec = spec_of(graph)
     if spec is None:
         raise InputError(path, f"does not say what it was made of; make it with `tracesim synth ... --parallel {plan}`")
@@ -78,6 +85,9 @@ def one_gpu(paths: Sequence[Path], plan: str, tell: Tell = lambda doing: None) -
     graph = read_inputs(paths, tell).graph
     if len(graph.ranks) == 1:
         return graph, _batches(plan)
+    script = spec_of_script(graph)
+    if script is not None:
+        return _script_anew(msgspec.structs.replace(script, parallel=""), tell), _batches(script.parallel)
     spec = spec_of(graph)
     if spec is None:
         raise InputError(paths[0], f"has {len(graph.ranks)} ranks and does not say what one GPU would do alone")
@@ -92,6 +102,15 @@ def _batches(plan: str) -> int:
     from sim.workload.parallel import parse_plan
 
     return prod(size for axis, size in parse_plan(plan).axes if axis in ("dp", "fsdp"))
+
+
+def _script_anew(spec: ScriptSpec, tell: Tell) -> OpGraph:
+    """The script runs again; what it prints is not a replay's output."""
+    spec.check()
+    from sim.workload.script.run import synthesize_script
+
+    with contextlib.redirect_stdout(sys.stderr):
+        return synthesize_script(spec, tell)
 
 
 # A trace ------------------------------------------------------------------------------------------------------------

@@ -18,9 +18,10 @@ from torch.profiler import ProfilerActivity, profile
 
 import sim
 from sim.errors import UserError
-from sim.graph import OpGraph
-from sim.ops import Alloc, Copy, Free, HostCall, Kernel, Mark, Op
+from sim.graph import OpGraph, write
+from sim.ops import Alloc, Collective, Copy, Free, HostCall, Kernel, Mark, Op
 from sim.workload.capture.cutting import cut_by_optimizer
+from sim.workload.replicas import read_replicated
 from sim.workload.script.run import synthesize_script
 from sim.workload.script.spec import ScriptSpec
 from sim.workload.synth import SynthSpec, synthesize
@@ -117,8 +118,90 @@ def test_a_script_without_a_gpu_counts_as_on_one_and_says_so() -> None:
 
 
 def test_too_few_steps_are_told() -> None:
-    with pytest.raises(UserError, match="ended by itself after 1 optimizer step, of which 1 are left out"):
+    with pytest.raises(UserError, match="ended by itself after 1 optimizer step, which came before the one to record"):
         of_script(GPT2_LOOP, "--iterations", "1")
+
+
+# Several GPUs --------------------------------------------------------------------------------------------------------
+
+
+def device_ops(graph: OpGraph) -> list[tuple[Any, ...]]:
+    """Kernels with their tensors and collectives with their bytes, in order, each with its stream."""
+    lanes = graph.programs[0].lanes
+    told: list[tuple[Any, ...]] = []
+    for op in ops_of(graph):
+        if isinstance(op, Kernel):
+            told.append((op.name, lanes[op.lane].name, graph.works[op.work or 0].inputs))
+        elif isinstance(op, Collective):
+            told.append((op.kind, lanes[op.lane].name, op.bytes, op.group, op.seq))
+    return told
+
+
+def test_under_data_parallelism_a_script_is_the_model_by_name(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", "gpt2")
+    script = of_script(TRAIN, folder, parallel="dp=4")
+    model = synthesize(SynthSpec(model=folder, batch=2, seq=16, mode="train", parallel="dp=4"))
+    assert device_ops(script) == device_ops(model)
+    assert script.groups == model.groups and len(script.ranks) == 4 and script.name.endswith("dp=4")
+    there, expected = bytes_by_category(script), bytes_by_category(model)
+    assert there["communication"] == expected["communication"] == expected["parameter"]
+
+
+WRAPPED = """
+import os, torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+dist.init_process_group("nccl")
+rank = int(os.environ["LOCAL_RANK"])
+torch.cuda.set_device(rank)
+model = DDP(torch.nn.Linear(8, 8).to(rank), device_ids=[rank])
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+data = TensorDataset(torch.randn(64, 8))
+sampler = DistributedSampler(data)
+loader = DataLoader(data, batch_size=2, sampler=sampler)
+assert len(loader) == 64 // dist.get_world_size() // 2
+for i, (x,) in enumerate(loader):
+    with model.no_sync():
+        model(x.to(rank)).sum().backward()
+    loss = model(x.to(rank)).sum()
+    loss.backward()
+    {body}
+    optimizer.step()
+    optimizer.zero_grad()
+dist.destroy_process_group()
+"""
+
+
+def test_a_script_that_wraps_its_model_itself_finds_its_job(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(WRAPPED.format(body="dist.all_reduce(loss)"))
+    collectives = [op for op in ops_of(of_script(path, parallel="dp=4")) if isinstance(op, Collective)]
+    # One bucket of 8 x 8 weights and 8 biases, once a step for all of its backwards, then the loss.
+    assert [(op.kind, op.bytes) for op in collectives] == [("all_reduce", (64 + 8) * 4), ("all_reduce", 4)]
+    with pytest.raises(UserError, match=r"line 6: torch.distributed.init_process_group: .* give --parallel dp=8"):
+        of_script(path)
+    path.write_text(WRAPPED.format(body="dist.all_gather([loss], loss)"))
+    with pytest.raises(UserError, match=r"all_gather: of several GPUs"):
+        of_script(path, parallel="dp=4")
+
+
+def test_unused_parameters_are_told(tmp_path: Path) -> None:
+    path = script(tmp_path)
+    path.write_text(path.read_text().replace("model(x)", "model[0](x)").replace("loss.back", "model(x); loss.back"))
+    with pytest.raises(UserError, match=r"--parallel dp=2: the script calls 2 models|parameters without a gradient"):
+        of_script(path, parallel="dp=2")
+
+
+def test_replay_replicates_a_scripts_workload(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = script(tmp_path, "print('a step')"), tmp_path / "step.workload.json.gz"
+    write(of_script(path), out)
+    capsys.readouterr()
+    assert read_replicated([out], "dp=2") == of_script(path, parallel="dp=2")
+    assert capsys.readouterr().out.count("a step") == 2  # of the second call alone: a replay's output is its own
+    path.write_text(path.read_text() + "# changed\n")
+    with pytest.raises(UserError, match=r"train\.py: has changed since train\.py was made from it"):
+        read_replicated([out], "dp=2")
 
 
 # The same as a real run ----------------------------------------------------------------------------------------------
@@ -300,6 +383,28 @@ def test_a_side_stream_and_its_waits_are_written_down(tmp_path: Path) -> None:
     products = [op for op in ops if isinstance(op, Kernel) and op.name == "aten::mul"][:2]
     assert [lanes[op.lane].name for op in products] == ["stream 2", "compute"]  # the first step's was the first
     assert ops[products[0].after[0]].lane == 1 and ops.index(products[0]) in products[1].after
+
+
+def test_pretrained_models_are_built_without_weights(tmp_path: Path) -> None:
+    folder, path = model_folder(tmp_path / "model", "llama"), tmp_path / "train.py"
+    path.write_text(f"""
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel
+assert AutoConfig.from_pretrained("gpt2").n_embd == 768
+small = GPT2LMHeadModel.from_pretrained("gpt2", torch_dtype="float16")
+assert small.num_parameters() == 124439808 and small.lm_head.weight is small.transformer.wte.weight
+model = AutoModelForCausalLM.from_pretrained({folder!r}, torch_dtype=torch.bfloat16, device_map="auto").train()
+optimizer = torch.optim.AdamW(model.parameters())
+for _ in range(2):
+    ids = torch.randint(0, 100, (1, 8), device=model.device)
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+""")
+    graph = of_script(path)
+    assert [told.partition(" at ")[0] for told in graph.warnings] == ["gpt2", folder]
+    assert all("built from its configuration" in told for told in graph.warnings)
+    assert "aten::_scaled_dot_product_flash_attention" in [name for name, _, _ in kernels(graph)]
 
 
 # What is refused -----------------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ class GpuFace(CudaChoices):
                 kwargs.get("memory_format"),
             )
         else:
-            device, dtype, non_blocking, layout = torch._C._nn._parse_to(*map(_as_device, args), **_devices(kwargs))
+            device, dtype, non_blocking, layout = torch._C._nn._parse_to(*args, **kwargs)
         if device is not None:
             self._is_first(device)
         options = {"copy": copy, "non_blocking": non_blocking}
@@ -142,9 +142,11 @@ def device_of(device: Any) -> torch.device:
     return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
 
 
-def _as_device(argument: Any) -> Any:
+def as_device(argument: Any) -> Any:
+    """An argument of ``to``: a number is a GPU's, which PyTorch looks for an accelerator to understand."""
     return device_of(argument) if isinstance(argument, int) and not isinstance(argument, bool) else argument
 
 
-def _devices(kwargs: dict[str, Any]) -> dict[str, Any]:
+def devices(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The same for arguments by name."""
     return {k: device_of(v) if k == "device" and v is not None else v for k, v in kwargs.items()}

@@ -19,8 +19,9 @@ from torch._subclasses import fake_tensor
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._pytree import tree_leaves
 
-from sim.workload.script.devices import GPU, GpuFace, device_of
+from sim.workload.script.devices import GPU, GpuFace, as_device, device_of, devices
 from sim.workload.script.recorder import KNOWN_INTEGERS, Refused, outside
+from sim.workload.script.replicas import Replicas
 from sim.workload.script.streams import ScriptDevice
 
 GIB = 2**30
@@ -30,12 +31,16 @@ PROPERTIES = types.SimpleNamespace(
     name="a GPU that tracesim stands in for", major=CAPABILITY[0], minor=CAPABILITY[1], total_memory=80 * GIB,
     multi_processor_count=108, warp_size=32, is_integrated=False, is_multi_gpu_board=False, gcnArchName="",
 )  # fmt: skip
-OUTSIDE = ("init_process_group", "new_group")
+NOT_OF_A_SCRIPT = (
+    "new_group", "init_device_mesh", "all_gather", "all_gather_into_tensor", "all_gather_object", "all_to_all",
+    "all_to_all_single", "broadcast_object_list", "gather", "gather_object", "reduce", "reduce_scatter",
+    "reduce_scatter_tensor", "scatter", "send", "recv", "isend", "irecv",
+)  # fmt: skip
 
 
 @contextlib.contextmanager
-def as_on_a_gpu(face: GpuFace) -> Iterator[None]:
-    """PyTorch as a script on one GPU finds it."""
+def as_on_a_gpu(face: GpuFace, replicas: Replicas) -> Iterator[None]:
+    """PyTorch as a script on one GPU finds it, or on the first of several."""
     with contextlib.ExitStack() as stack:
 
         def put(place: Any, name: str, value: Any) -> None:
@@ -55,6 +60,8 @@ def as_on_a_gpu(face: GpuFace) -> Iterator[None]:
             _refusals,
         ):
             patch(face, put)
+        if replicas.ranks > 1:
+            replicas.patch(put)
         yield
 
 
@@ -186,6 +193,12 @@ def _modules(face: GpuFace, put: Put) -> None:
         asked_by_script = torch._C._is_torch_function_mode_enabled() and here.type == "cpu"
         return GPU if asked_by_script and face.places.on_gpu(tensor) else here
 
+    parse = torch._C._nn._parse_to
+
+    def parse_to(*args: Any, **kwargs: Any) -> Any:
+        return parse(*map(as_device, args), **devices(kwargs))
+
+    put(torch._C._nn, "_parse_to", parse_to)
     put(fake_tensor.FakeTensor, "device", property(device, real.__set__))
     put(torch.utils, "swap_tensors", swap)
     put(torch, "set_default_device", set_default)
@@ -303,6 +316,10 @@ def _refusals(face: GpuFace, put: Put) -> None:
     put(torch.cuda.CUDAGraph, "__new__", graphs)
     put(torch.cuda.graph, "__init__", graphs)
     put(torch.nn.DataParallel, "__init__", refuse("nn.DataParallel", "it needs several GPUs; leave it out"))
-    one = "a script of one GPU is synthesized; leave it out, and give --parallel dp=8 for DistributedDataParallel"
-    for name in OUTSIDE:
-        put(torch.distributed, name, refuse(f"torch.distributed.{name}", one))
+    one = "a script of one GPU is synthesized; give --parallel dp=8 for DistributedDataParallel on eight"
+    put(torch.distributed, "init_process_group", refuse("torch.distributed.init_process_group", one))
+    other = "of several GPUs, a script is synthesized under DistributedDataParallel only; `synth MODEL` knows more"
+    for name in NOT_OF_A_SCRIPT:
+        put(torch.distributed, name, refuse(f"torch.distributed.{name}", other))
+    put(torch.distributed.fsdp, "fully_shard", refuse("fully_shard", other))
+    put(torch.distributed.fsdp.FullyShardedDataParallel, "__init__", refuse("FullyShardedDataParallel", other))

@@ -7,6 +7,7 @@ cards.  transformers is not imported for this: its modules are changed when the 
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.abc
 import importlib.machinery
 import sys
@@ -21,11 +22,6 @@ import torch
 from sim.workload.cards import find_config, shipped_cards
 from sim.workload.script.recorder import ScriptRecorder
 
-OF_LOADING = (
-    "dtype", "torch_dtype", "config", "device_map", "trust_remote_code", "cache_dir", "revision", "token",
-    "local_files_only", "low_cpu_mem_usage", "use_safetensors", "force_download", "subfolder",
-    "ignore_mismatched_sizes",
-)  # fmt: skip
 Change = Callable[[types.ModuleType, contextlib.ExitStack], None]
 
 
@@ -35,7 +31,6 @@ def without_weights(recorder: ScriptRecorder) -> Iterator[None]:
     changes: dict[str, Change] = {
         "transformers.masking_utils": _masks,
         "transformers.modeling_utils": lambda module, stack: _models(module, stack, recorder),
-        "transformers.models.auto.auto_factory": lambda module, stack: _auto_models(module, stack, recorder),
         "transformers.models.auto.configuration_auto": _configurations,
     }
     with contextlib.ExitStack() as stack:
@@ -102,14 +97,6 @@ def _models(module: types.ModuleType, stack: contextlib.ExitStack, recorder: Scr
     _put(stack, module.PreTrainedModel, "initialize_weights", lambda self, *args, **kwargs: None)
 
 
-def _auto_models(module: types.ModuleType, stack: contextlib.ExitStack, recorder: ScriptRecorder) -> None:
-    def from_pretrained(cls: Any, name: Any, *args: Any, **kwargs: Any) -> Any:
-        config = kwargs.get("config") or _configuration(name, None)
-        return _built(cls.from_config, name, config, kwargs, recorder)
-
-    _put(stack, module._BaseAutoModelClass, "from_pretrained", classmethod(from_pretrained))
-
-
 def _is_elsewhere(name: Any) -> bool:
     """Whether transformers has to find it: no shipped card has the name, or a folder of the user's does."""
     return Path(str(name)).exists() or str(name).rsplit("/", maxsplit=1)[-1] not in shipped_cards()
@@ -129,7 +116,10 @@ def _built(build: Any, name: Any, config: Any, kwargs: dict[str, Any], recorder:
     if dtype in (None, "auto"):
         dtype = getattr(config, "dtype", None) or torch.float32
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    options = {key: value for key, value in kwargs.items() if key not in OF_LOADING}
+    options = {"attn_implementation": kwargs["attn_implementation"]} if kwargs.get("attn_implementation") else {}
+    config = copy.deepcopy(config)
+    for key in kwargs.keys() & config.to_dict().keys() - {"dtype", "torch_dtype"}:
+        setattr(config, key, kwargs[key])  # what is no option of loading goes before the configuration's own
     recorder.told[f"{name} at {recorder.place_of_script()} was built from its configuration, in {dtype}"] += 1
     model = build(config, dtype=dtype, **options).eval()
     return model.to("cuda") if kwargs.get("device_map") not in (None, "cpu") else model

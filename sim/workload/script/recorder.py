@@ -21,7 +21,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import _disable_current_modes
 
-from sim.ops import Category
+from sim.ops import Category, CollectiveKind
 from sim.workload.builder import ProgramBuilder
 from sim.workload.record import (
     FACTORIES,
@@ -49,6 +49,7 @@ GIVEN = RANDOM | FACTORIES
 # Larger tensors are hardly looked into: so many integers, or other numbers, are computed where the host makes them.
 KNOWN_INTEGERS, KNOWN_NUMBERS = 1 << 20, 1 << 12
 FIRST_SCALE = 65536.0
+NOT_RECORDED = -1
 
 
 class Refused(BaseException):
@@ -90,6 +91,7 @@ class ScriptRecorder(Recorder):
         super().__init__(ProgramBuilder(), training=True)
         self.stopped = True
         self.told: Counter[str] = Counter()
+        self.after_backward: Callable[[], None] = lambda: None
         self._script = script
         self._folder = str(script.resolve().parent) + "/"
         self._fake = fake
@@ -166,10 +168,19 @@ class ScriptRecorder(Recorder):
         """Backward runs: on the engine's thread; what it leaves in ``grad`` are gradients."""
         if self.stopped:
             yield
+            self.after_backward()
             return
         with self.builder.autograd_thread():
             yield
+            self.after_backward()
         self.categorize((p.grad for p in self._parameters if p.grad is not None), "gradient")
+
+    def communicate(self, kind: CollectiveKind, tensor: torch.Tensor, group: str) -> int:
+        return NOT_RECORDED if self.stopped else super().communicate(kind, tensor, group)
+
+    def wait(self, collective: int) -> None:
+        if collective != NOT_RECORDED and not self.stopped:
+            super().wait(collective)
 
     def adopt_on_host(self, tensors: Iterable[torch.Tensor]) -> None:
         for tensor in tensors:

@@ -38,6 +38,7 @@ from sim.workload.script.patches import as_on_a_gpu
 from sim.workload.script.places import Places
 from sim.workload.script.pretrained import without_weights
 from sim.workload.script.recorder import Owner, Refused, ScriptRecorder
+from sim.workload.script.replicas import Replicas
 from sim.workload.script.spec import ScriptSpec, provenance
 from sim.workload.synth import STEP, no_garbage_collection
 
@@ -66,9 +67,10 @@ def synthesize_script(spec: ScriptSpec, tell: Tell = lambda doing: None) -> OpGr
     with stoppable():
         run.to_the_step()
     graph = OpGraph(
-        name=" ".join([spec.path.name, *spec.args]),
+        name=" ".join([spec.path.name, *spec.args, *([spec.parallel] if spec.parallel else [])]),
         programs=(run.builder.program(),),
-        ranks=(RankProgram(0, 0),),
+        ranks=tuple(RankProgram(rank, 0) for rank in range(spec.ranks)),
+        groups=run.replicas.groups,
         works=tuple(run.builder.works),
         warnings=tuple(
             f"{what}{f' ({times} times)' if times > 1 else ''}" for what, times in run.recorder.told.items()
@@ -88,6 +90,7 @@ class _Run:
         self.places = Places()
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.recorder = ScriptRecorder(spec.path, self._fake, self.places, spec.assume_value)
+        self.replicas = Replicas(spec.ranks, self.recorder, self.places)
         self._tell = tell
         self._steps = 0
         self._depth = 0
@@ -122,7 +125,8 @@ class _Run:
             cut_by_optimizer(self._step_ended),
             _seeded(),
             _quiet(),
-            as_on_a_gpu(face),
+            self.replicas.environment(),
+            as_on_a_gpu(face, self.replicas),
             without_weights(self.recorder),
             no_garbage_collection(),
         )
@@ -135,9 +139,11 @@ class _Run:
 
     def _step_ended(self) -> None:
         self._steps += 1
-        if self._steps == self.spec.warmup:
-            self._begin()
-        elif self._steps > self.spec.warmup:
+        if self.recorder.stopped:
+            self.replicas.step_ended(self._roots)
+            if self.replicas.ready and self._steps >= self.spec.warmup:
+                self._begin()
+        else:
             self.builder.synchronize()
             self.builder.mark(STEP, 0, "end")
             self.recorder.stopped = True
@@ -146,7 +152,7 @@ class _Run:
     def _begin(self) -> None:
         self._tell("recording a step")
         with torch._C.DisableTorchFunction():
-            owners = self._owners()
+            owners = {**self._owners(), **self.replicas.owners()}
             parameters = [p for o in self._optimizers for group in o.param_groups for p in group["params"]]
             self.recorder.begin(self.builder, owners, parameters)
         self.recorder.modules = ModuleTracker(*self._roots)
@@ -210,8 +216,8 @@ class _Run:
         if not self._steps:
             return "before its first step: nothing was recorded; steps are cut where an optimizer of torch.optim steps"
         return (
-            f"after {self._steps} optimizer step{'s' * (self._steps > 1)}, of which {self.spec.warmup} are left out:"
-            " nothing was recorded; let the script make more steps"
+            f"after {self._steps} optimizer step{'s' * (self._steps > 1)}, which came before the one to record: nothing"
+            " was recorded; let the script make more steps"
         )
 
     def _failure(self, error: Exception) -> str:
