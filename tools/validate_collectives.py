@@ -2,15 +2,13 @@
 
     python tools/validate_collectives.py [FOLDER]
 
-FOLDER (../shared/data/nccl) holds tables of microsoft/vidur (MIT): NCCL kernels on rank 0 as torch.profiler recorded
-them, medians of eleven calls issued back to back, three times (``min``, ``median``, ``mean``, ``max`` of the three).
-Ranks start their calls at different moments, so a kernel takes the transfer where rank 0 came last, and the pace at
-which the last rank issues calls where it did not: below some megabytes the same size shows 7 or 60 us.
+FOLDER (../shared/data/nccl) holds the tables that tools/measured_collectives.py reads.  Ranks start their calls at
+different moments, so a kernel takes the transfer where rank 0 came last, and the pace at which the last rank issues
+calls where it did not: below some megabytes the same size shows 7 or 60 us.
 """
 
 from __future__ import annotations
 
-import csv
 import sys
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -27,34 +25,11 @@ from sim.place.collectives import CollectivePlan, plan
 from sim.report.cells import plain_table
 from sim.topology import load_topology
 from sim.units import MIB
+from tools.measured_collectives import HOSTS, STATISTICS, Host, measured_us
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "nccl"
 FACTOR = 1.6
 WIDTH = 120
-STATISTICS = ("median", "mean", "min", "max")
-
-
-@dataclass(frozen=True)
-class Host:
-    """A shipped topology, the table measured on such a host, and how many ranks of one host took part."""
-
-    topology: str
-    file: str
-    kind: str
-    ranks: int
-
-    def __str__(self) -> str:
-        return f"{self.topology} {self.kind} {self.ranks}"
-
-
-HOSTS = (
-    Host("dgx-a100", "a100_dgx_all_reduce.csv", "all_reduce", 2),
-    Host("dgx-a100", "a100_dgx_all_reduce.csv", "all_reduce", 4),
-    Host("dgx-a100", "a100_dgx_all_reduce.csv", "all_reduce", 8),
-    Host("a100-pcie-pairs", "a100_pairwise_nvlink_all_reduce.csv", "all_reduce", 2),
-    Host("a100-pcie-pairs", "a100_pairwise_nvlink_all_reduce.csv", "all_reduce", 4),
-    Host("a100-pcie-pairs", "a100_pairwise_nvlink_send_recv.csv", "send", 2),
-)
 
 
 @dataclass(frozen=True)
@@ -74,17 +49,10 @@ class Point:
 
 
 def compared(host: Host, folder: Path) -> list[Point]:
-    """Every size measured inside one host, in order of size; of a size measured twice the mean."""
-    rows: dict[int, list[dict[str, float]]] = {}
-    name = "send_recv" if host.kind == "send" else host.kind
-    with (folder / host.file).open() as file:
-        for row in csv.DictReader(file):
-            if int(row["num_workers"]) == int(row["devices_per_node"]) == host.ranks:
-                times = {s: float(row[f"time_stats.{name}.{s}"]) * 1e3 for s in STATISTICS}
-                rows.setdefault(int(row["size"]), []).append(times)
+    """Every size measured inside one host, in order of size."""
     machine, gpus = load_topology(host.topology), tuple(range(host.ranks))
-    means = {nbytes: {s: fmean(times[s] for times in taken) for s in STATISTICS} for nbytes, taken in rows.items()}
-    return [Point(plan(machine, host.kind, nbytes, gpus), means[nbytes]) for nbytes in sorted(rows)]
+    measured = measured_us(host, folder)
+    return [Point(plan(machine, host.kind, nbytes, gpus), times) for nbytes, times in measured.items()]
 
 
 def large(points: Sequence[Point]) -> list[Point]:

@@ -108,7 +108,7 @@ def link_rows(machine: Machine) -> list[Row]:
 
 _PATH_KEY = (
     "NVL: NVLink, NVS: NVSwitch, PIX: one PCIe switch, PXB: several, PHB: through a CPU, SYS: across sockets, "
-    "NET: network; *: no peer-to-peer, through host memory"
+    "NET: network; *: no peer-to-peer, through host memory; +: so where more than two of the host take part"
 )
 
 
@@ -124,8 +124,14 @@ def _path_cell(machine: Machine, a: Gpu, b: Gpu) -> str:
     if a is b:
         return "X"
     path = machine.route(a.name, b.name).path
-    direct = path == "NET" or machine.p2p(a.name, b.name)
-    return path if direct else f"{path}*"
+    if path == "NET" or machine.p2p(a.name, b.name, _crowd(machine, a)):
+        return path
+    return f"{path}+" if machine.p2p(a.name, b.name) else f"{path}*"
+
+
+def _crowd(machine: Machine, gpu: Gpu) -> int:
+    """The GPUs of this one's host, which are the ranks of a communicator of all."""
+    return sum(other.host == gpu.host for other in machine.gpus)
 
 
 PAIR_HEAD = ("path", "pairs", "for example", "GB/s a direction", "us", "bounded by")

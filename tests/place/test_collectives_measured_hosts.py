@@ -16,10 +16,9 @@ import pytest
 
 from sim.place import collective_spread
 from sim.units import MIB
+from tools.measured_collectives import HOSTS, Host
 from tools.validate_collectives import (
     FACTOR,
-    HOSTS,
-    Host,
     Point,
     best_possible,
     compared,
