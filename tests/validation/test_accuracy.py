@@ -14,19 +14,36 @@ from tools.predictive import new_device_interval
 pytestmark = pytest.mark.validation
 
 
+Made = tuple[str, list[accuracy.Covered]]
+
+
 @pytest.fixture(scope="module")
-def covered(shared_dir: Path) -> list[accuracy.Covered]:
+def made(shared_dir: Path) -> Made:
     assert shared_dir == accuracy.SHARED
-    return accuracy.made()[1]
+    return accuracy.made()
 
 
-def test_between_70_and_90_percent_of_what_is_measured_lies_inside(covered: list[accuracy.Covered]) -> None:
-    assert 0.7 <= sum(one.inside for one in covered) / sum(one.total for one in covered) <= 0.9
-    assert 0.7 <= fmean(one.inside / one.total for one in covered) <= 0.9
+def share(families: list[accuracy.Covered]) -> float:
+    return sum(one.inside for one in families) / sum(one.total for one in families)
 
 
-def test_no_family_is_far_too_sure(covered: list[accuracy.Covered]) -> None:
-    assert min(one.inside / one.total for one in covered) >= 0.65
+def test_the_file_says_what_is_measured(made: Made) -> None:
+    assert accuracy.OUT.read_text() == made[0], "`make accuracy` writes docs/accuracy.md anew"
+
+
+def test_between_70_and_90_percent_of_what_is_measured_lies_inside(made: Made) -> None:
+    covered = made[1]
+    assert 0.7 <= share(covered) <= 0.9
+    assert 0.7 <= fmean(share([one]) for one in covered) <= 0.9
+
+
+def test_of_whole_runs_two_thirds_or_more_lie_inside(made: Made) -> None:
+    """Sixteen of 23: BERT and ResNet50 in half precision trained slower than these programs, 35 to 39 %."""
+    assert share([one for one in made[1] if one.whole_run]) >= 0.65
+
+
+def test_no_kind_of_part_is_far_too_sure(made: Made) -> None:
+    assert min(share([one]) for one in made[1] if not one.whole_run) >= 0.7
 
 
 def test_one_device_more_by_hand() -> None:
