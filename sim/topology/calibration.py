@@ -66,12 +66,14 @@ class PowerFit(FileModel):
 
 class MemoryFit(FileModel):
     """``efficiency``: share of the data sheet's bandwidth that large streams reach; ``cache_speedup``: by how much
-    tensors that fit into the last cache together are faster, where that was measured."""
+    tensors that fit into the last cache together are faster, where that was measured; ``element_ns``: of a CPU's core,
+    what elementwise ops that compute take an element beside its bytes, by name."""
 
     source: Text
     data: Text
     efficiency: Share
     cache_speedup: AtLeastOne | None = None
+    element_ns: dict[str, Positive] = Field(default_factory=dict)
 
 
 class RowFit(FileModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+import torch
 
 from sim.errors import InputError, UserError
 from sim.measurements import Device, Machine, Sample, header_line, read, sample_lines
@@ -24,7 +26,7 @@ from sim.workload.calibrate.about import vendor
 from sim.workload.calibrate.host import launch_times
 from sim.workload.calibrate.journal import Journal
 from sim.workload.calibrate.spec import GRIDS, partial_file, sections_of
-from sim.workload.calibrate.timer import Repeats, spread_of
+from sim.workload.calibrate.timer import CudaTimer, Repeats, spread_of, timed
 
 TINY = ("calibrate", "--grid", "tiny", "--threads", "1")
 CPU = Device("cpu", "A CPU, 1 threads", 1, 1, 2**34, 2**25)
@@ -161,6 +163,51 @@ def test_where_every_batch_is_disturbed_the_fastest_third_counts() -> None:
         repeats.take(us, 1)
     assert repeats.enough(spent_us=1.0, budget_us=100.0)  # three times the most
     assert repeats.kept() == [2.0, 3.0]
+
+
+class _FakeStream:
+    """A GPU's stream on a clock of our own: a copy of the plug takes 100 us, a call 7, each after the one before."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_us = 0.0
+        stream = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.us = stream.now_us
+
+            def synchronize(self) -> None:
+                pass
+
+            def elapsed_time(self, end: Event) -> float:
+                return (end.us - self.us) / 1e3  # milliseconds, as CUDA's
+
+        class Bytes:
+            def copy_(self, other: object) -> None:
+                stream.now_us += 100.0
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+        monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+        monkeypatch.setattr(torch, "zeros", lambda *shape, dtype, device: Bytes())
+        monkeypatch.setattr(torch, "empty_like", lambda tensor: Bytes())
+
+    def call(self) -> None:
+        self.now_us += 7.0
+
+
+def test_device_events_stand_around_the_calls_and_not_around_the_plug(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = _FakeStream(monkeypatch)
+    timer = CudaTimer()
+    before = stream.now_us
+    assert timer.batch_us(stream.call, 50) == pytest.approx(7.0)
+    # 50 launches of at most 40 us each: 20 plugs of 100 us keep the stream busy for so long.
+    assert stream.now_us - before == 20 * 100 + 50 * 7
+    assert timer.alone_us(stream.call, 3) == pytest.approx(7.0)
+    assert timed(timer.batch_us, stream.call, 0.001, alone=timer.alone).us == pytest.approx(7.0)
 
 
 def test_times_around_kernels_are_read_from_a_trace() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from sim.measurements import Measurements, Sample
 from sim.place.calibration.descent import Floats, descend, errors, held_out, with_block
 from sim.place.kernels.gemm import products, products_us
-from sim.place.kernels.memory import floor_us, memory_us
+from sim.place.kernels.memory import BESIDE, beside, element_us, floor_us, l2_bytes, memory_us
 from sim.place.kernels.rows import RowOp, rows_us
 from sim.topology.abilities import Abilities, family, resolve, shipped_lenders
 from sim.topology.calibration import Calibration
@@ -27,6 +27,7 @@ Predict = Callable[[Abilities], Floats]
 ROW_OPS: tuple[RowOp, ...] = ("softmax", "layer_norm")
 FITTED_STREAMS = ("add", "mulu", "relu")  # which compute next to nothing, so bytes alone decide
 LEAST_POINTS = 5
+LEAST_ELEMENTS = 4096  # fewer show the call
 TENSORS = {"add": 3}
 
 # What libraries compute products in: tiles of CUTLASS's usual sizes; for the lanes of an SM, and for the cores of a
@@ -168,13 +169,39 @@ class _Fit:
 
         found = descend(start, loss, {"efficiency": (0.02, 1.0), "cache_speedup": (1.0, 30.0)})
         self.block["memory"] = {**self._said("add, mul and relu of float32", len(fitted)), **found}
+        computing = self._element_ns(samples)
+        if computing:
+            self.block["memory"]["element_ns"] = computing
         self.classes.append(self._streams(samples))
+
+    def _element_ns(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Of a CPU: what ops that compute take beside their bytes: the median over sizes that the cache holds."""
+        able, found = self._able(), {}
+        for op in sorted({s.what for s in samples} - set(FITTED_STREAMS)) if self.cpu else ():
+            seen = [s for s in samples if s.what == op and not held_out(s.what, *s.sizes)]
+            seen = [s for s in seen if s.sizes[1] >= LEAST_ELEMENTS and 8 * s.sizes[1] <= l2_bytes(self.bare)]
+            elements = np.array([float(s.sizes[1]) for s in seen])
+            us = self._net(seen, self._call_us("elementwise")) - floor_us(self.bare)
+            moving = memory_us(8.0 * elements, able) - floor_us(self.bare)
+            working = np.maximum(us**BESIDE - moving**BESIDE, 0.0) ** (1.0 / BESIDE)
+            ns = float(np.median(1e3 * working * self.bare.sms / elements)) if seen else 0.0
+            if ns > 0:
+                found[op] = float(f"{ns:.3g}")
+        return found
 
     def _streams(self, samples: Sequence[Sample]) -> _Class:
         nbytes = np.array([4.0 * s.sizes[0] * s.sizes[1] * TENSORS.get(s.what, 2) for s in samples])
         held = np.array([held_out(s.what, *s.sizes) for s in samples])
         us = self._net(samples, self._call_us("elementwise"))
-        return _Class("elementwise", us, held, lambda able, part: memory_us(nbytes[part], able))
+        elements = np.array([float(s.sizes[1]) for s in samples])
+        floor = floor_us(self.bare)
+
+        def predicted(able: Abilities, part: Any) -> Floats:
+            chosen = [s.what for s, take in zip(samples, part, strict=True) if take]
+            computing = np.array([element_us(op, n, able) for op, n in zip(chosen, elements[part], strict=True)])
+            return floor + beside(np.maximum(memory_us(nbytes[part], able) - floor, 0.0), computing)
+
+        return _Class("elementwise", us, held, predicted)
 
     def _rows(self, op: RowOp) -> None:
         samples = self.taken.of(op)

@@ -65,13 +65,27 @@ def _dram_us(nbytes: Floats, abilities: Abilities) -> Floats:
     return np.where(nbytes * curve.copies >= curve.bytes_moved[1], pair - floor, line)
 
 
+def beside(moving_us: Floats, working_us: Floats | float) -> Floats:
+    """Moving bytes and computing, which partly hide behind each other."""
+    if not np.any(working_us):
+        return moving_us
+    return np.asarray((moving_us**BESIDE + working_us**BESIDE) ** (1.0 / BESIDE))
+
+
+def element_us(op: str, elements: Floats | float, abilities: Abilities) -> Floats | float:
+    """What a CPU computes for so many elements of an op, without its bytes; 0 where that was not measured."""
+    if abilities.profile.kind != "cpu" or not abilities.memory.own:
+        return 0.0
+    return elements * abilities.memory.fit.element_ns.get(op, 0.0) / abilities.profile.sms / 1e3
+
+
 def bytes_cost(nbytes: float, abilities: Abilities, working_us: float = 0.0) -> KernelCost:
     """Time to read and write ``nbytes`` in all, beside ``working_us`` of arithmetic that partly hides behind it."""
     floor = floor_us(abilities.profile)
     us = float(memory_us(np.asarray([nbytes], dtype=np.float64), abilities)[0]) if nbytes > 0 else 0.0
     moving = max(us - floor, 0.0)
     if working_us > 0:
-        us = floor + (moving**BESIDE + working_us**BESIDE) ** (1.0 / BESIDE)
+        us = floor + float(beside(np.asarray(moving), working_us))
     bound: Bound = "compute" if working_us > moving else "memory"
     return priced(us, floor, bound, "" if abilities.memory.own else abilities.memory.device)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sim.ops import TensorMeta, Work
 from sim.place.kernels import layout
 from sim.place.kernels.cost import KernelCost, outputs_of, register
-from sim.place.kernels.memory import bytes_cost
+from sim.place.kernels.memory import bytes_cost, element_us
 from sim.topology.abilities import Abilities
 
 
@@ -80,7 +80,8 @@ def _walked(work: Work, operands: Sequence[TensorMeta], nbytes: float, abilities
     if work.op in SPECIAL:
         clocks += layout.SPECIAL_CLOCKS
     elements = max(t.elements for t in operands)
-    return bytes_cost(nbytes, abilities, layout.sm_clocks_us(clocks * elements, abilities.profile))
+    computing = element_us(work.op.removeprefix("aten::").removesuffix("_"), elements, abilities)
+    return bytes_cost(nbytes, abilities, layout.sm_clocks_us(clocks * elements, abilities.profile) + float(computing))
 
 
 @register("aten::cat")

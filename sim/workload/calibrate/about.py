@@ -60,7 +60,7 @@ def _gpu() -> Device:
         memory_bytes=found.total_memory,
         l2_bytes=getattr(found, "L2_cache_size", 0),
         capability=(found.major, found.minor),
-        clock_mhz=clock or _mhz(found, "clock_rate"),
+        clock_mhz=_mhz(found, "clock_rate") or clock,  # the boost clock; nvidia-smi's maximum lies above it
         memory_clock_mhz=_mhz(found, "memory_clock_rate"),
         bus_bits=getattr(found, "memory_bus_width", None),
         power_limit_w=power,

@@ -104,6 +104,9 @@ _ELEMENTWISE: dict[str, tuple[int, Callable[[torch.Tensor, torch.Tensor], Any]]]
     "mulu": (2, lambda a, b: torch.mul(a, 2.0)),
     "relu": (2, lambda a, b: torch.relu(a)),
     "gelu": (2, lambda a, b: nnf.gelu(a)),
+    "tanh": (2, lambda a, b: torch.tanh(a)),
+    "exp": (2, lambda a, b: torch.exp(a)),
+    "pow": (2, lambda a, b: torch.pow(a, 3.0)),  # as in GPT-2's activation
 }
 
 
@@ -186,7 +189,6 @@ def _copies(grid: Grid, device: torch.device) -> Iterator[Task]:
         if device.type == "cuda":
             yield _copy("h2d", nbytes, _from_pinned)
             yield _copy("d2h", nbytes, _to_pinned)
-            yield _copy("h2d pageable", nbytes, _from_pageable)
             for other in range(1, torch.cuda.device_count()):
                 for one in range(other):
                     yield _copy(f"p2p {one} {other}", nbytes, _between(one, other), gpu=one)
@@ -212,11 +214,6 @@ def _from_pinned(device: torch.device, nbytes: int) -> Call:
 def _to_pinned(device: torch.device, nbytes: int) -> Call:
     source, target = _bytes(nbytes, device), _bytes(nbytes, "cpu").pin_memory()
     return lambda: target.copy_(source, non_blocking=True)
-
-
-def _from_pageable(device: torch.device, nbytes: int) -> Call:
-    source, target = _bytes(nbytes, "cpu"), _bytes(nbytes, device)
-    return lambda: target.copy_(source)
 
 
 def _between(one: int, other: int) -> Callable[[torch.device, int], Call]:

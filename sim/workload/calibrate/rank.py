@@ -24,7 +24,7 @@ from sim.measurements import sample_lines
 from sim.workload.calibrate.links import BEAT_S, ISSUE, Key, Request
 from sim.workload.calibrate.timer import BATCH_US, Repeats, Spread, spread_of, switches
 
-PATIENCE = datetime.timedelta(seconds=60)
+PATIENCE = datetime.timedelta(minutes=10)  # of a rank that waits for a group; who watches is less patient
 MOST_CALLS = 50
 REPEATS, MOST_REPEATS = 9, 12
 WARMUP = 2
@@ -78,12 +78,13 @@ class _Rank:
     def run(self) -> None:
         """Group by group: its members measure, the others wait for them."""
         counts = sorted({key[2][-1] for key in self.request.wanted})
+        everyone = dist.new_group(backend="gloo", timeout=PATIENCE)  # a GPU that waits has nothing to do
         for count in counts:
             group = dist.new_group(list(range(count)), timeout=PATIENCE)
             if self.rank < count:
                 self._in_group([key for key in self.request.wanted if key[2][-1] == count], group, count)
             self.at(f"waiting for the group of {count} ranks")
-            dist.barrier()
+            dist.barrier(group=everyone)
 
     def _in_group(self, wanted: list[Key], group: Any, count: int) -> None:
         pace: dict[str, tuple[int, float]] = {}
