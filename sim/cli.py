@@ -645,7 +645,9 @@ def _calibrate(spec: CalibrateSpec, out: Path) -> None:
                 err=True,
             )
             raise click.Abort from None
-        done = write_files(journal.measurements(), out)
+        with _progress() as tell_line:
+            tell_line("fitting the models to the measurements")
+            done = write_files(journal.measurements(), out)
         journal.remove()
     tell_fits(done, len(left_out), Console())
 

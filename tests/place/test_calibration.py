@@ -14,7 +14,7 @@ from sim.measurements import Device, Machine, Measurements, Sample
 from sim.ops import HostCall, Kernel, TensorMeta, Work
 from sim.place.calibration import compare
 from sim.place.calibration.compare_plot import write_plot
-from sim.place.calibration.descent import descend
+from sim.place.calibration.descent import descend, with_block
 from sim.place.calibration.profile import profile_of
 from sim.place.calibration.write import topology_file, write_files
 from sim.place.collectives import plan
@@ -22,7 +22,7 @@ from sim.place.kernels.gemm import products, products_us
 from sim.place.kernels.memory import memory_us
 from sim.place.kernels.rows import rows_us
 from sim.topology.abilities import abilities_of
-from sim.topology.device import load_device
+from sim.topology.device import Measured, load_device
 from sim.topology.load import load_topology
 from sim.topology.machine import Machine as Topology
 from tests.programs import LANES, MAIN, STREAM
@@ -190,6 +190,20 @@ def test_a_cpu_computes_in_the_call(two_ranks: Topology) -> None:
     assert product == pytest.approx(332_300, rel=0.02)
     timeline = sim.replay(placed)
     assert max(span.end_ns for span in timeline.spans) == 2 * (10_000 + product) + 1_000
+
+
+def test_a_product_on_a_cpu_is_one_tile(two_ranks: Topology) -> None:
+    fit = {
+        "source": "x", "data": "x", "efficiency": 0.5, "operand_elements": 8.0, "prologue_k": 10.0, "tail": 0.0,
+        "split_us": 0.0, "fixed_us": 3.0, "memory_efficiency": 1.0, "overlap": 12.0, "tiles": [[1, 1]],
+    }  # fmt: skip
+    sheet = two_ranks.gpus[0].profile.model_copy(update={"tflops": {"float32": 0.2}, "sms": 2, "measured": Measured()})
+    device = with_block(sheet, gemm={"float32": fit}, memory={"source": "x", "data": "x", "efficiency": 1.0})
+    # n = 100 is 7 vectors of 16 float32: 112. Two cores, each 0.1 x 0.5 TFLOP/s = 50,000 operations a us, share
+    # 2 x (112 x 48 + 8 x (112 + 48)) x (190 + 10) = 2,662,400 operations: 26.624 us, and the kernel's 3.
+    # Its operands are too few bytes to show (overlap 12).
+    told = products_us(products(1, 48, 100, 190, "float32", aligned=True), "float32", abilities_of(device)).us[0]
+    assert told == pytest.approx(29.624, rel=0.02)
 
 
 # Two side by side ----------------------------------------

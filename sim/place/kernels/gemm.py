@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sim.ops import DTYPE_BYTES
 from sim.place.curves import net_us
 from sim.place.kernels.cost import Bound, KernelCost, priced
-from sim.place.kernels.memory import dram_gb_s, floor_us
+from sim.place.kernels.memory import dram_gb_s, floor_us, memory_us
 from sim.topology.abilities import Abilities, Lent, abilities_of
 from sim.topology.calibration import GemmFit
 from sim.topology.device import DeviceProfile
@@ -32,6 +32,7 @@ Floats = NDArray[np.float64]
 # more at sliced tiles, k = 30522 and less not).
 LONG_K = 32768
 LONG_BESIDE_CALL = 10.0  # calls; an A5000's first point is 15.3 us in float16, 12.1 in bfloat16, for the same kernel
+CPU_VECTOR_BYTES = 64  # of AVX-512; half as wide ones come in pairs
 ALIGNMENT_BYTES = 16  # the widest load of a thread; tensor-core kernels without it read in halves
 
 
@@ -92,6 +93,8 @@ def products_us(shapes: Products, dtype: str, abilities: Abilities, alone: bool 
 def _tiled_us(shapes: Products, dtype: str, abilities: Abilities, lent: Lent[GemmFit]) -> tuple[Floats, Floats]:
     """Time of the arithmetic and of the operands, at the tiles and the split of k that take least."""
     fit, device = lent.fit, abilities.profile
+    if device.kind == "cpu":
+        return _by_cores_us(shapes, dtype, abilities, fit)
     batched = shapes.batch > 1
     results: list[tuple[Floats, Floats]] = []
     for tiles, chosen in ((fit.tiles, ~batched), (fit.batched_tiles or fit.tiles, batched)):
@@ -113,6 +116,18 @@ def _tiled_us(shapes: Products, dtype: str, abilities: Abilities, lent: Lent[Gem
     for (compute, memory), chosen in zip(results, (~batched, batched), strict=True):
         merged[0][chosen], merged[1][chosen] = compute, memory
     return merged[0], merged[1]
+
+
+def _by_cores_us(shapes: Products, dtype: str, abilities: Abilities, fit: GemmFit) -> tuple[Floats, Floats]:
+    """On a CPU: cores share the work, and the whole of their output is one tile: a library packs both operands once,
+    computes in vectors of columns, and writes results whose pages may be new, as a copy's are."""
+    vector = CPU_VECTOR_BYTES // DTYPE_BYTES[dtype]
+    wide = np.ceil(shapes.n / vector) * vector
+    one = np.ones_like(wide)
+    compute = shapes.batch * _tile_us(shapes, wide, shapes.m, one, dtype, abilities, fit) / abilities.profile.sms
+    written = 2.0 * DTYPE_BYTES[dtype] * shapes.batch * shapes.m * shapes.n
+    compute = compute + fit.store_exposed * (memory_us(written, abilities) - floor_us(abilities.profile))
+    return compute, _operands_us(shapes, one, dtype, abilities, fit)
 
 
 def _tile_us(

@@ -46,6 +46,23 @@ def _doubling(first: int, last: int, factor: int = 2) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def _odd(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Shapes as no designer chooses them, spread evenly over m to 2,048 and n and k from 64 to 4,096 (Halton)."""
+    return tuple(
+        (int(2 ** (11 * _halton(i, 2))), int(2 ** (6 + 6 * _halton(i, 3))), int(2 ** (6 + 6 * _halton(i, 5))))
+        for i in range(1, count + 1)
+    )
+
+
+def _halton(i: int, base: int) -> float:
+    value, share = 0.0, 1.0
+    while i:
+        share /= base
+        value += share * (i % base)
+        i //= base
+    return value
+
+
 # Weights [out, in] of layers from 0.1 to 7 billion parameters, a vocabulary, and sides that are no multiple of 8.
 _WEIGHTS = (
     (768, 768), (2304, 768), (3072, 768), (768, 3072), (4096, 4096), (11008, 4096), (4096, 11008), (32000, 1024),
@@ -53,7 +70,7 @@ _WEIGHTS = (
 )  # fmt: skip
 _FULL = Grid(
     squares=(16, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384),
-    layers=_layers((1, 8, 32, 128, 512, 2048, 8192), _WEIGHTS),
+    layers=(*_layers((1, 8, 32, 128, 512, 2048, 8192), _WEIGHTS), *_odd(30)),
     batched=tuple(
         (batch, m, n, k)
         for batch in (12, 96, 384)
@@ -74,7 +91,7 @@ _FULL = Grid(
 )
 _QUICK = Grid(
     squares=(16, 128, 256, 512, 1024, 2048, 4096, 8192),
-    layers=_layers((1, 32, 256, 2048), ((768, 768), (3072, 768), (768, 3072), (4096, 4096), (1365, 1023))),
+    layers=(*_layers((1, 32, 256, 2048), ((768, 768), (3072, 768), (4096, 4096), (1365, 1023))), *_odd(15)),
     batched=((12, 64, 64, 64), (96, 512, 512, 64), (96, 512, 64, 512)),
     streams=_doubling(16, 64 * MIB, 8),
     rows=tuple((rows, columns) for rows in (1, 512, 4096, 32768) for columns in (64, 768, 4096)),
@@ -86,7 +103,7 @@ _QUICK = Grid(
 )
 _TINY = Grid(  # for tests: every section, in seconds
     squares=(16, 64, 128, 256),
-    layers=_layers((1, 32, 128), ((96, 64), (64, 96), (256, 256))),
+    layers=(*_layers((1, 32), ((96, 64), (256, 256))), *_odd(6)),
     batched=((4, 32, 32, 16), (8, 64, 64, 32)),
     streams=_doubling(16, MIB, 8),
     rows=((1, 64), (64, 64), (64, 256), (512, 256), (1024, 512)),
