@@ -46,6 +46,8 @@ def test_replay_json_keeps_its_contract(run: Run, workload: Path) -> None:
     assert told["peak_reserved_bytes"] >= told["peak_allocated_bytes"] > 0
     for key in ("kernel_ms", "durations_from", "ops", "replay_seconds", "warnings"):
         assert key in told
+    assert told["ranks_replayed"] == 1
+    assert "1 of 2 ranks stands for all" in run("replay", workload, "--topology", "a5000x8")[1]
 
 
 def test_replay_says_how_sure_it_is(run: Run, workload: Path) -> None:

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from sim.errors import UserError
 from sim.graph import OpGraph
+from sim.replay import engine
+from sim.replay.folding import unfolded
 from sim.report.variants import LedgerLine, Variant, WhatIf
 from sim.whatif import vary
 from sim.whatif.rows import what_if
@@ -45,6 +47,13 @@ def test_where_the_milliseconds_went(tmp_path: Path) -> None:
     assert row.speedup == pytest.approx(593.477 / 487.1908, rel=1e-5)
     assert row.unchanged_because is None
     assert (row.bound_by.part, row.bound_by.op) == ("compute", "backward")
+
+
+def test_a_ledger_of_folded_ranks_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = (layered(8, layers=3), "a5000x8", "links.pcie.bandwidth_gb_s=8,64")
+    folded = tried(*asked)
+    monkeypatch.setattr(engine, "fold", lambda placement, **_: unfolded(placement))
+    assert tried(*asked) == folded
 
 
 def test_the_next_bottleneck_is_what_decides_when_the_first_is_gone(tmp_path: Path) -> None:
