@@ -11,6 +11,7 @@ the first step.  Outputs of the last stage are not collected (``return_outputs=F
 from __future__ import annotations
 
 import contextlib
+import unittest.mock
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -63,6 +64,28 @@ class RecordedStage(PipelineStage):
         return Vote()
 
 
+@contextlib.contextmanager
+def _dividing_by(stage: RecordedStage, micro_batches: int) -> Iterator[None]:
+    """Gradients are divided by this number of micro-batches, however many there were."""
+    divide = stage.perform_reduce_grad
+    with unittest.mock.patch.object(stage, "perform_reduce_grad", lambda factor: divide(micro_batches)):
+        yield
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """What a stage does that only goes through its motions."""
+
+
+def _no_ops(*args: Any) -> list[Any]:
+    return []
+
+
+_IDLE: dict[str, Any] = {
+    **dict.fromkeys(("forward_one_chunk", "backward_one_chunk", "perform_reduce_grad"), _nothing),
+    **dict.fromkeys(("get_fwd_recv_ops", "get_fwd_send_ops", "get_bwd_recv_ops", "get_bwd_send_ops"), _no_ops),
+}
+
+
 class Stages(torch.nn.Module):
     """The stages of one rank."""
 
@@ -98,13 +121,33 @@ class PipelineStep(TrainingStep):
         self._schedule = _schedule(spec, self._stages)
 
     def prepare(self, batches: Iterable[Batch], scratch: Recorder) -> None:
-        """A step of its own: buffers and the optimizer's state are made in it, and plans."""
+        """Two micro-batches through each stage, the fewest that accumulate, in which plans and the optimizer's state
+        are made; then the schedule makes its buffers."""
+        (batch,) = batches
         for wrapper in self.wrappers:
             wrapper.adopt_state(scratch)
-        with scratch:
-            self.run(batches, scratch)
+        with scratch, self._recording(scratch):
+            count = min(2, self.spec.micro_batches)
+            first = {name: tensor[: count * self.spec.batch] for name, tensor in batch.items()}
+            for stage in self._stages:
+                with _dividing_by(stage, self.spec.micro_batches):
+                    self._call(ScheduleGPipe(stage, count, _loss_of([stage])), [stage], first)
+            if self.spec.training:
+                self._update(scratch)
+            with self._computing_nothing():
+                self._call(self._schedule, self._stages, batch)
         for wrapper in self.wrappers:
             wrapper.rebuild_buckets()
+        self.wires.pairs.clear()
+
+    @contextlib.contextmanager
+    def _computing_nothing(self) -> Iterator[None]:
+        """The schedule goes through its motions: stages compute and send nothing."""
+        with contextlib.ExitStack() as patched:
+            for stage in self._stages:
+                patched.enter_context(unittest.mock.patch.multiple(stage, **_IDLE))
+            patched.enter_context(unittest.mock.patch.object(self._schedule, "_maybe_compute_loss", _nothing))
+            yield
 
     def adopt_state(self, recorder: Recorder) -> None:
         """Also the buffers that activations and gradients are received into: one a micro-batch, for good."""
@@ -126,19 +169,19 @@ class PipelineStep(TrainingStep):
     def run(self, batches: Iterable[Batch], recorder: Recorder) -> None:
         """One step over all micro-batches, recorded; or all of them forward, with their losses."""
         (batch,) = batches
-        call = self._schedule.step if self.spec.training else self._schedule.eval
-        with self._recording(recorder), torch.set_grad_enabled(self.spec.training):
-            call(*self._inputs(batch), **self._targets(batch), return_outputs=False)
+        with self._recording(recorder):
+            self._call(self._schedule, self._stages, batch)
         if not self.spec.training:
             return
         recorder.categorize((to_local(p.grad) for p in self.parameters if p.grad is not None), "gradient")
         self._update(recorder)
 
-    def _inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
-        return (batch["input_ids"],) if any(stage.is_first for stage in self._stages) else ()
-
-    def _targets(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return {"target": batch["labels"]} if any(stage.is_last for stage in self._stages) else {}
+    def _call(self, schedule: Any, stages: Sequence[RecordedStage], batch: Batch) -> None:
+        inputs = (batch["input_ids"],) if any(stage.is_first for stage in stages) else ()
+        target = {"target": batch["labels"]} if any(stage.is_last for stage in stages) else {}
+        call = schedule.step if self.spec.training else schedule.eval
+        with torch.set_grad_enabled(self.spec.training):
+            call(*inputs, **target, return_outputs=False)
 
     @contextlib.contextmanager
     def _recording(self, recorder: Recorder) -> Iterator[None]:
@@ -167,8 +210,7 @@ def _recorded(spec: SynthSpec, stage: Stage, group: Any) -> RecordedStage:
 
 def _schedule(spec: SynthSpec, stages: Sequence[RecordedStage]) -> Any:
     """PyTorch's schedule.  UserError with its own words where it refuses these micro-batches."""
-    last = next((stage.submod for stage in stages if stage.is_last), None)
-    loss = _no_loss if last is None else last.loss
+    loss = _loss_of(stages)
     try:
         if not spec.training:
             return ScheduleGPipe(stages[0], spec.micro_batches, loss)
@@ -179,6 +221,10 @@ def _schedule(spec: SynthSpec, stages: Sequence[RecordedStage]) -> Any:
     except ValueError as error:
         theirs = " ".join(str(error).replace("\\", "").split())
         raise UserError(f"--micro-batches {spec.micro_batches}: PyTorch's {spec.schedule} says: {theirs}") from None
+
+
+def _loss_of(stages: Sequence[RecordedStage]) -> Any:
+    return next((stage.submod.loss for stage in stages if stage.is_last), _no_loss)
 
 
 def _no_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from sim.errors import UserError
 from sim.workload.cuda_choices import CudaChoices
 from sim.workload.spec import SynthSpec
 from sim.workload.tasks import DTYPES, Task, build_model
+from sim.workload.train import checkpoint_activations
 
 
 class Family(NamedTuple):
@@ -152,6 +153,7 @@ def warnings_of(spec: SynthSpec, config: Any) -> tuple[str, ...]:
 def _cut(spec: SynthSpec, config: Any, task: Task, part: Part) -> Any:
     family = FAMILIES[config.model_type]
     model = build_model(spec, _config_of(config, part), task)
+    checkpoint_activations(spec, model)  # transformers looks for the embedding, which may go
     body = model.base_model
     _renumber(body.get_submodule(family.layers), part.begin)
     if not part.is_first:

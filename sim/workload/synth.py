@@ -110,7 +110,8 @@ class _Synthesis:
                 self._pipeline(builder)
                 return frozenset()
             model = build_model(self.spec, self.config, self.task)
-            self._prepare(model)
+            checkpoint_activations(self.spec, model)
+            self._split(model)
             if self.spec.training:
                 self._train(model, builder)
                 return frozenset()
@@ -119,8 +120,7 @@ class _Synthesis:
                 self._forward(model, self._recorder(ProgramBuilder(), model))
             return self._forward(model, self._recorder(builder, model))
 
-    def _prepare(self, model: Any) -> None:
-        checkpoint_activations(self.spec, model)
+    def _split(self, model: Any) -> None:
         if self.plan.size("tp") > 1:
             tensor_parallel(self.spec, model, self.config, self.mesh["tp"])
 
@@ -182,7 +182,7 @@ class _Synthesis:
         spec = self.spec
         stages = build_stages(spec, self.config, self.task, self.mesh)
         for stage in stages:
-            self._prepare(stage.model)
+            self._split(stage.model)
         batch = self.task.batch(msgspec.structs.replace(spec, batch=spec.batch * spec.micro_batches), self.config)
         places = self.plan.size("pp")
         wires = PointToPoint(self.mesh["pp"].get_local_rank(), self.plan.ranks // places)
