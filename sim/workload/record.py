@@ -12,6 +12,7 @@ mode is active.
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -451,6 +452,11 @@ def work_of(call: Call) -> Work:
     outputs = call.outputs or list(_tensors([value for key, value in named if key in changed]))
     if is_foreach(call.name):
         return summed(call.name, named, outputs, written)
-    scalars = tuple((key, value) for key, value in named if isinstance(value, bool | int | float | str))
+    scalars = tuple((key, _writable(value)) for key, value in named if isinstance(value, bool | int | float | str))
     read = _tensors([value for key, value in named if key not in written])
     return Work(call.name, tuple(map(meta, read)), tuple(map(meta, outputs)), scalars)
+
+
+def _writable(value: bool | int | float | str) -> bool | int | float | str:
+    """JSON has no infinity and no not-a-number: these are written as words."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

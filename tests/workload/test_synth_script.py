@@ -367,6 +367,28 @@ for _ in range(2):
     assert names["aten::_fused_adamw_"] == 0 and names["aten::_foreach_addcdiv_"] == 1
 
 
+def test_recomputed_and_copied_modules_are_where_they_were(tmp_path: Path) -> None:
+    before = """
+import copy
+from torch.utils.checkpoint import checkpoint
+average = copy.deepcopy(model).requires_grad_(False)
+assert all(p.is_cuda and not p.requires_grad for p in average.parameters())
+"""
+    body = "for a, p in zip(average.parameters(), model.parameters()): a.lerp_(p.detach(), 0.5)"
+    path = script(tmp_path, body, before)
+    path.write_text(path.read_text().replace("model(x)", "checkpoint(model, x, use_reentrant=False)"))
+    names = Counter(name for name, _, _ in kernels(of_script(path)))
+    # Both layers in forward; the first again in backward, which stops before what only the end of the block needs.
+    assert names["aten::addmm"] == 3 and names["aten::native_dropout"] == 2 and names["aten::lerp_"] == 4
+
+
+def test_numbers_without_end_can_be_written(tmp_path: Path) -> None:
+    out = tmp_path / "step.workload.json.gz"
+    graph = of_script(script(tmp_path, 'x.masked_fill(x > 0, float("-inf")); x.clamp(max=float("inf"))'))
+    write(graph, out)
+    assert sim.read(out).graph == graph
+
+
 def test_a_side_stream_and_its_waits_are_written_down(tmp_path: Path) -> None:
     body = """
     side = torch.cuda.Stream()

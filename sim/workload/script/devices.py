@@ -44,6 +44,7 @@ class GpuFace(CudaChoices):
             tensor.tolist: lambda t: self.recorder.read(t, lambda values: values.tolist()),
             tensor.numpy: lambda t, **_: self._numpy(t),
             tensor.__array__: lambda t, *args, **_: self._numpy(t).__array__(*args),
+            tensor.__deepcopy__: self._copied,
             tensor.__repr__: self._shown,
             tensor.__format__: self._formatted,
         }
@@ -121,6 +122,23 @@ class GpuFace(CudaChoices):
         pinned = tensor.clone()
         self.places.pin([pinned])
         return pinned
+
+    def _copied(self, tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
+        """As Tensor.__deepcopy__, which would ask a fake tensor for the address of its data."""
+        if id(tensor) not in memo:
+            if not tensor.is_leaf:
+                raise RuntimeError("Only Tensors created explicitly by the user support the deepcopy protocol")
+            with torch.no_grad():
+                copy = tensor.detach().clone()
+            if isinstance(tensor, torch.nn.Parameter):
+                copy = torch.nn.Parameter(copy, tensor.requires_grad)
+            else:
+                copy.requires_grad_(tensor.requires_grad)
+            if tensor.grad is not None:
+                copy.grad = self._copied(tensor.grad, memo)
+            memo[id(tensor)] = copy
+        found: torch.Tensor = memo[id(tensor)]
+        return found
 
     def _numpy(self, tensor: torch.Tensor) -> Any:
         if self.places.on_gpu(tensor) and self.places.gpu_named:

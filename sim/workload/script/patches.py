@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch._subclasses import fake_tensor
 from torch.overrides import _get_current_function_mode_stack
+from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves
 
 from sim.workload.script.devices import GPU, GpuFace, as_device, device_of, devices
@@ -201,6 +202,12 @@ def _modules(face: GpuFace, put: Put) -> None:
     put(torch._C._nn, "_parse_to", parse_to)
     put(fake_tensor.FakeTensor, "device", property(device, real.__set__))
     put(torch.utils, "swap_tensors", swap)
+    # A tensor says where it is to the script, and to what runs inside of a torch function that it is on the CPU.
+    checks = {
+        **checkpoint._allowed_determinism_checks_to_fns,
+        "default": lambda t: {"shape": t.shape, "dtype": t.dtype},
+    }
+    put(checkpoint, "_allowed_determinism_checks_to_fns", checks)
     put(torch, "set_default_device", set_default)
     put(torch, "get_default_device", lambda: GPU if face.places.default_is_gpu else torch.device("cpu"))
     put(fake_tensor, "CONSTANT_NUMEL_LIMIT", KNOWN_INTEGERS)

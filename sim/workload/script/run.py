@@ -43,6 +43,7 @@ from sim.workload.script.spec import ScriptSpec, provenance
 from sim.workload.synth import STEP, no_garbage_collection
 
 Tell = Callable[[str], None]
+LONGEST = 400  # characters of an error's message
 NO_VALUES = "values, which a run without data does not have"
 UNKNOWN = (
     (DynamicOutputShapeException, f"makes a tensor whose shape depends on {NO_VALUES}"),
@@ -223,6 +224,7 @@ class _Run:
     def _failure(self, error: Exception) -> str:
         """An error of the script's, or what fake tensors cannot do, with the script's line."""
         said = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+        said = said if len(said) <= LONGEST else f"{said[:LONGEST]}..."
         if isinstance(error, SyntaxError) and error.lineno is not None:
             return f"{error.filename}, line {error.lineno}: {type(error).__name__}: {said}"
         frames = [f for f in traceback.extract_tb(error.__traceback__) if self.recorder.is_scripts(f.filename)]
