@@ -281,7 +281,9 @@ def least_power(profile: DeviceProfile, parts: Sequence[Gemms], source: str, sai
     best = max(float((2 * p.batch * p.m * p.n * p.k / p.us).max()) for p in parts) / 1e3
     assert profile.tdp_w is not None
     said += "; a lower bound: the highest rate measured, at the data sheet's power"
-    return {"source": source, "data": said, "gflop_per_joule": float(f"{best / profile.tdp_w:.3g}")}
+    return {
+        "source": source, "data": said, "gflop_per_joule": float(f"{best / profile.tdp_w:.3g}"), "lower_bound": True,
+    }  # fmt: skip
 
 
 def fit_a5000(like: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,6 +312,7 @@ def fit_a5000(like: Mapping[str, Any]) -> dict[str, Any]:
         "power": {"float16": {
             "source": TORCHCAP, "data": f"{TORCHCAP}: median of the bfloat16 squares of N a multiple of 8 above 5000",
             "gflop_per_joule": float(f"{np.median(half) / profile.tdp_w:.3g}"),
+            "lower_bound": True,  # an A40's SMs, with as many watts each, reach no more a clock, and show no limit
         }},
         "memory": {"source": TORCHCAP, "data": f"{TORCHCAP}: median of the copies of 0.5 GB and more",
                    "efficiency": float(f"{np.median(moved) / profile.memory_bandwidth_gb_s:.3g}")},

@@ -133,7 +133,14 @@ def resolve(profile: DeviceProfile, lenders: Sequence[DeviceProfile]) -> Abiliti
     memory = lent(lambda c: c.memory, _memory_distance)
     attention = lent(lambda c: c.attention, partial(_products_distance, "float16"))
     assert memory and attention, "the shipped profiles calibrate memory and attention"
-    powers = by_key(lambda c: c.power, True)
+    limits = {key for p in everyone for key, fit in p.calibration.power.items() if not fit.lower_bound}
+
+    def power_limits(calibration: Calibration) -> Mapping[str, PowerFit]:
+        """Limits that showed; lower bounds only where none did, or where they are the device's own."""
+        mine = calibration is profile.calibration
+        return {k: fit for k, fit in calibration.power.items() if mine or not fit.lower_bound or k not in limits}
+
+    powers = by_key(power_limits, True)
     return Abilities(
         profile=profile,
         products=by_key(lambda c: c.gemm, True),

@@ -53,7 +53,8 @@ class PowerFit(FileModel):
     """What the power limit allows: ``gflop_per_joule`` of board power at full load.
 
     ``flop_per_byte``: operations that moving a byte of operands costs in energy.  ``boost``: by how much a short
-    kernel alone, on a cool device, exceeds that; ``boost_us``: the duration at which half of it is left.
+    kernel alone, on a cool device, exceeds that; ``boost_us``: the duration at which half of it is left;
+    ``lower_bound``: no limit showed, the best rate that was measured is all that is known.
     """
 
     source: Text
@@ -62,6 +63,7 @@ class PowerFit(FileModel):
     flop_per_byte: Time = 0.0
     boost: Time = 0.0
     boost_us: Positive = 1.0
+    lower_bound: bool = False
 
 
 class MemoryFit(FileModel):

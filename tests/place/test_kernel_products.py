@@ -182,3 +182,24 @@ def test_a_lent_power_limit_follows_the_process() -> None:
     own = t4.calibration.power["float32"].gflop_per_joule
     assert power is not None
     assert power.fit.gflop_per_joule == pytest.approx(own * 1.9545, rel=1e-4)
+
+
+def test_a_lower_bound_of_the_power_limit_counts_half_for_who_borrows_it() -> None:
+    # An A100's 676 GFLOP/J at 400 W were the best rate seen, no limit: an A100 PCIe at 250 W lies between 169 TFLOP/s
+    # and what its tiles reach, at their geometric mean.
+    pcie = abilities_of(load_device("a100-pcie-40gb"))
+    power = pcie.power("float16")
+    assert power is not None and not power.own and power.fit.lower_bound
+    shapes = products(1, 8192, 8192, 8192, "float16")
+    sxm = load_device("a100-sxm4-80gb")
+    free = products_us(shapes, "float16", abilities_of(sxm)).us[0] - sxm.calibration.gemm["float16"].fixed_us
+    bound = 2 * 8192**3 / (676 * 250 * 1e3)
+    found = products_us(shapes, "float16", pcie).us[0] - pcie.gemm("float16").fit.fixed_us
+    assert found == pytest.approx((free * bound) ** 0.5, rel=0.01)
+
+
+def test_only_limits_that_showed_are_lent_where_there_are_any() -> None:
+    # A V100's float32 shows no limit; a bare T4 borrows from one that does.
+    t4 = load_device("t4").model_copy(update={"calibration": Calibration()})
+    power = abilities_of(t4.model_copy(update={"name": "bare", "source": "no file"})).power("float32")
+    assert power is not None and not power.fit.lower_bound

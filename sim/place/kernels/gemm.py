@@ -84,7 +84,7 @@ def products_us(shapes: Products, dtype: str, abilities: Abilities, alone: bool 
     allows for long."""
     lent = abilities.gemm(dtype)
     best, memory = _tiled_us(shapes, dtype, abilities, lent)
-    power = _power_us(shapes, dtype, abilities, alone)
+    power = _limited_us(best, _power_us(shapes, dtype, abilities, alone), dtype, abilities)
     overlap = lent.fit.overlap
     compute = np.maximum(best, power) * _by_curve(shapes, dtype, abilities)
     return Times(_norm(compute, memory, overlap) + lent.fit.fixed_us, compute >= memory)
@@ -167,6 +167,18 @@ def _power_us(shapes: Products, dtype: str, abilities: Abilities, alone: bool) -
     # Kernels for rows that begin anywhere do more for the same operations, in energy as in time.
     us = us / np.where(shapes.aligned, 1.0, abilities.gemm(dtype).fit.unaligned_efficiency)
     return us / (1.0 + fit.boost / (1.0 + us / fit.boost_us)) if alone else us
+
+
+def _limited_us(tiled: Floats, limit: Floats, dtype: str, abilities: Abilities) -> Floats:
+    """The power limit's time, where it is longer.
+
+    Of a lender without a visible limit only a lower bound of its operations a joule is known: the borrower's limit
+    lies between that and none, and is taken half way (as a ratio).
+    """
+    power = abilities.power(dtype)
+    if power is None or power.own or not power.fit.lower_bound:
+        return limit
+    return np.sqrt(tiled * np.maximum(tiled, limit))
 
 
 def _norm(left: Floats, right: Floats, power: float) -> Floats:
