@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import msgspec
+
 from sim.graph import OpGraph, Program
 from sim.ops import Copy, HostCall, Kernel, Op, Work
 from sim.place.collective_spread import spread_of
@@ -111,20 +113,28 @@ class _Register:
         self._machine = machine
         self._index: dict[Kind, int] = {}
         self._works: dict[tuple[int, str, DurationSource], int] = {}
-        self._ranks: dict[tuple[int, int], RankDoubt] = {}
+        self._captured_on = {r.rank: r.device for r in graph.ranks}
+        self._alone: dict[tuple[int, str, str], RankDoubt] = {}
+        self._ranks: dict[tuple[object, ...], RankDoubt] = {}
 
     def rank(self, placed: PlacedRank) -> RankDoubt:
-        key = (placed.program, id(placed.costs))
+        """Ranks that run a program on one kind of GPU differ by their collectives at most."""
+        costs, profile, on = placed.costs, self._profiles[placed.device], self._captured_on[placed.rank]
+        collectives = tuple((i, doubt, costs.duration_ns[i]) for i, doubt in costs.doubts.items())
+        alone, key = (placed.program, profile.name, on), (placed.program, profile.name, on, collectives)
         if key not in self._ranks:
-            self._ranks[key] = self._rank(placed)
+            if alone not in self._alone:
+                self._alone[alone] = self._without_collectives(placed, profile, on)
+            kinds = list(self._alone[alone].kind)
+            for i, doubt, ns in collectives:
+                kinds[i] = self._collective(placed, i, doubt, ns)
+            self._ranks[key] = msgspec.structs.replace(self._alone[alone], kind=tuple(kinds))
         return self._ranks[key]
 
-    def _rank(self, placed: PlacedRank) -> RankDoubt:
-        profile = self._profiles[placed.device]
+    def _without_collectives(self, placed: PlacedRank, profile: DeviceProfile, captured_on: str) -> RankDoubt:
         program = self._graph.programs[placed.program]
         if profile.kind != "gpu":  # a run on a CPU keeps its durations; only its collectives are computed
-            return RankDoubt(tuple(self._collective(placed, i) for i in range(len(program.ops))), NONE, NONE)
-        captured_on = next(r.device for r in self._graph.ranks if r.rank == placed.rank)
+            return RankDoubt((NONE,) * len(program.ops), NONE, NONE)
         kinds = tuple(self._op(placed, i, op, profile, captured_on) for i, op in enumerate(program.ops))
         host = OTHER_HOST if _is_captured(program) else HOST
         pace = Part(Source("the host's pace", "a trace of any job on that host (`tracesim trace`)"), host, "")
@@ -137,20 +147,17 @@ class _Register:
             self.kinds.append(kind)
         return self._index[kind]
 
-    def _collective(self, placed: PlacedRank, i: int) -> int:
-        doubt = placed.costs.doubts.get(i)
-        if doubt is None or doubt.p10 == doubt.p90 == 1.0:
+    def _collective(self, placed: PlacedRank, i: int, doubt: CollectiveDoubt, ns: int) -> int:
+        if doubt.p10 == doubt.p90 == 1.0:
             return NONE
         info = placed.costs.collectives[i]
         # Over faster links it is another piece: what is its own need not be wrong alike.
-        piece = f"{info.kind} {info.bytes} {info.ranks} {placed.costs.duration_ns[i]}"
+        piece = f"{info.kind} {info.bytes} {info.ranks} {ns}"
         # What links and protocols are taken to reach is wrong for all sizes alike in the larger part.
         interval = Interval(doubt.p10, doubt.p90, 0.7)
         return self._add((Part(Source(f"{doubt.source} on {self._machine}", LINKS), interval, piece),))
 
     def _op(self, placed: PlacedRank, i: int, op: Op, profile: DeviceProfile, captured_on: str) -> int:
-        if i in placed.costs.doubts:
-            return self._collective(placed, i)
         if isinstance(op, Copy) and op.kind in ("h2d", "d2h"):
             return self._add((Part(Source("copies between host and device", LINKS), HOST_COPY, ""),))
         if not isinstance(op, Kernel | Copy):
