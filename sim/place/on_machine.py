@@ -8,10 +8,11 @@ import msgspec
 
 from sim.errors import UserError
 from sim.graph import OpGraph, Program
-from sim.ops import Collective, Copy, DeviceOp, HostCall, Kernel, Op
+from sim.ops import Collective, Copy, DeviceOp, HostCall, Kernel, Lane, Op
 from sim.place.captured import AS_CAPTURED, CPU
 from sim.place.collectives import CollectivePlan, plan
 from sim.place.doubt import doubts_of, of_collective
+from sim.place.host import host_us
 from sim.place.kernels import KernelCost, floor_us, kernel_cost, memory_cost
 from sim.place.named import Unexplained
 from sim.place.outside import CUDA_CONTEXT_BYTES, nccl_bytes
@@ -181,7 +182,7 @@ class _Placer:
             launching = frozenset(op.launch for op in program.ops if isinstance(op, DeviceOp) and op.launch is not None)
             nothing: Timed = (0, "measured")
             timed = [
-                nothing if i in transfers else self._alone(op, i in launching, captured_on, gpu)
+                nothing if i in transfers else self._alone(op, program.lanes[op.lane], i in launching, captured_on, gpu)
                 for i, op in enumerate(program.ops)
             ]
             durations = tuple(ns for ns, _ in timed)
@@ -264,9 +265,9 @@ class _Placer:
                 first.setdefault(op.lane, op.launch)
         return {launch: lane for lane, launch in first.items()}
 
-    def _alone(self, op: Op, launches: bool, captured_on: str, gpu: Gpu) -> Timed:
+    def _alone(self, op: Op, lane: Lane, launches: bool, captured_on: str, gpu: Gpu) -> Timed:
         if isinstance(op, HostCall):
-            return self._host(op, launches)
+            return self._host(op, lane, launches)
         if isinstance(op, Kernel | Copy) and op.measured_ns is not None:
             return rescaled(op, self._graph, captured_on, gpu.profile, self._unexplained)
         if isinstance(op, Kernel):
@@ -275,13 +276,12 @@ class _Placer:
             return self._copy(op, gpu)
         return 0, "measured"
 
-    def _host(self, op: HostCall, launches: bool) -> Timed:
+    def _host(self, op: HostCall, thread: Lane, launches: bool) -> Timed:
         if op.measured_ns is not None:
             return op.measured_ns, "measured"
-        host = self._machine.host
         if op.name in SYNC_CALLS:
             return 0, "profile"
-        return ns_from_us(host.op_us if launches else host.metadata_us), "profile"
+        return ns_from_us(host_us(self._machine.host, op, thread, launches)), "profile"
 
     def _kernel(self, op: Kernel, gpu: Gpu) -> Timed:
         if op.work is None:

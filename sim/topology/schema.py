@@ -74,12 +74,20 @@ class HostCosts(FileModel):
     """What the CPU side costs a synthesized workload, in microseconds a call, and who made the CPU.
 
     ``collective_us``: issuing one torch.distributed collective; back-to-back calls cannot be measured faster.
+    ``product_us`` (matrix products and convolutions), ``norm_us`` (normalizations and softmaxes), ``copy_us`` (copies,
+    casts, concatenations), ``list_us`` (an optimizer's ops over lists) and ``backward_us`` (what of other kinds the
+    autograd thread issues) are ``op_us`` unless stated: public traces do not agree on them (docs/host.md).
     """
 
     cpu_vendor: Literal["intel", "amd", "arm", "unknown"] = "unknown"
     op_us: Time = 15.0
     metadata_us: Time = 4.0
     collective_us: Time = 54.0
+    product_us: Time | None = None
+    norm_us: Time | None = None
+    copy_us: Time | None = None
+    list_us: Time | None = None
+    backward_us: Time | None = None
     launch_queue_depth: Count = 1024
     source: Text = (
         "op_us, metadata_us: medians over a public 8-GPU V100 training trace (param et_replay tests, DLRM rank 0) of "
