@@ -31,11 +31,11 @@ ATTENTION = ("flash_fwd", "flash_bwd", "fmha", "flash_attn", "attention_kernel")
 # Parts of products that only move data: partial sums, layouts, Winograd's transforms, and PyTorch's own kernels.
 MOVING = (
     "at::native::", "splitkreduce", "reducesplitk", "reduce_wgrad", "winogradforward", "winogradwgrad",
-    "generatewinograd", "nchwtonhwc", "nhwctonchw", "im2col", "col2im", "offsetskernel", "scalepackedtensor", "gemv",
-    "cub::", "depthwise", "bn_fw", "bn_bw", "batchnorm", "pooling", "softmax",
+    "generatewinograd", "nchwtonhwc", "nhwctonchw", "im2col", "col2im", "offsetskernel", "scalepackedtensor", "convert",
+    "gemv2", "gemvnsp", "gemvx", "cub::", "depthwise", "bn_fw", "bn_bw", "batchnorm", "pooling", "softmax",
 )  # fmt: skip
 CONVOLUTIONS = ("conv", "scudnn", "hcudnn", "winograd", "wgrad", "dgrad", "fprop")
-PRODUCTS = ("gemm", "cutlass", "xmma", "mma_", *CONVOLUTIONS)
+PRODUCTS = ("gemm", "cutlass", "xmma", "_mma", *CONVOLUTIONS)
 HALF = ("fp16", "bf16", "f16", "half", "bfloat", "h884", "h1688", "h16816", "hgemm", "s884", "s16816", "hcudnn", "e4m3")
 TF32 = re.compile(r"tf32|s1688")
 
@@ -46,7 +46,7 @@ LARGE_BYTES = 1 << 28  # a stream far larger than any L2
 
 def class_of(name: str, op: str = "") -> NameClass:
     """What a kernel of that name does; ``op`` is the aten op that launched it, where it is known."""
-    lower = name.lower()
+    lower = name.lower().replace("fbgemm", "")  # a library of embeddings
     if any(part in lower for part in ATTENTION):
         return "attention"
     if any(part in lower for part in MOVING) or not any(part in lower for part in PRODUCTS):

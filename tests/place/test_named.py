@@ -33,6 +33,10 @@ V100, A100, A5000 = (load_device(name) for name in ("v100-sxm2", "a100-sxm4-40gb
         ("void splitKreduce_kernel<32, 16, int, float>", "", "bytes", ""),
         ("void cudnn::bn_bw_1C11_kernel_new<float, float, float2, 128, true, 1>", "", "bytes", ""),
         ("void at_cuda_detail::cub::DeviceRadixSortSingleTileKernel", "", "bytes", ""),
+        ("void fbgemm_gpu::permute_2D_lengths_kernel<int>(int, int)", "", "bytes", ""),
+        ("void gemmSN_TN_kernel<float, 128, 16, 2, 4, 8, 9, false, cublasGemvTensor>", "", "products", "float32"),
+        ("void gemv2T_kernel_val<int, int, float, float, float>", "", "bytes", ""),
+        ("void GammaBetaBackwardCUDAKernel_32x32<float>(gamma_grad)", "", "bytes", ""),
         ("somebody_s_own_kernel", "", "bytes", ""),
     ],
 )
