@@ -85,7 +85,7 @@ LAUNCH = Interval(0.6, 1.2, 1.0)
 HOST_COPY = Interval(0.91, 2.0, 1.0)
 
 CALIBRATE = "`tracesim calibrate` on one"
-TRACE = "a trace of the job on one (`tracesim trace`)"
+TRACE = "`tracesim trace` of the job on one"
 LINKS = "`tracesim calibrate --links` on that host"
 
 
@@ -137,7 +137,7 @@ class _Register:
             return RankDoubt((NONE,) * len(program.ops), NONE, NONE)
         kinds = tuple(self._op(placed, i, op, profile, captured_on) for i, op in enumerate(program.ops))
         host = OTHER_HOST if _is_captured(program) else HOST
-        pace = Part(Source("the host's pace", "a trace of any job on that host (`tracesim trace`)"), host, "")
+        pace = Part(Source("the host's pace", "`tracesim trace` of any job on that host"), host, "")
         launch = Part(Source(f"launches on {profile.full_name}", CALIBRATE), LAUNCH, "")
         return RankDoubt(kinds, self._add((pace,)), self._add((launch,)))
 
@@ -219,7 +219,9 @@ def _of_class(name: str, piece: str, profile: DeviceProfile, *, known: bool = Tr
     else:
         low, high, own = abilities.interval(name)
         common = COMMON[name][not own]
-    source = Source(f"{NAMES[name]} on {profile.full_name}", TRACE if own else CALIBRATE)
+    # Where shapes of the device itself were left out of a fit, measuring more of them would change little.
+    judged = own and abilities.spreads[name].own
+    source = Source(f"{NAMES[name]} on {profile.full_name}", TRACE if judged else CALIBRATE)
     return Part(source, Interval(low, high, common), piece)
 
 

@@ -329,11 +329,15 @@ def _doubt(summary: Summary, console: Console) -> None:
     if not summary.doubt:
         return
     first, *rest = summary.doubt[:MOST_DOUBTS]
-    others = "".join(f", {row.share:.0%} {row.source}" for row in rest)
+    others = "".join(f", {_whole_percent(row.share)} {row.source}" for row in rest)
     console.print(
-        f"80 % range of a step: {range_text(summary)} ms. {first.share:.0%} of the doubt: {first.source} (settled by "
-        f"{first.cure}){others}"
+        f"80 % range of a step: {range_text(summary)} ms. {_whole_percent(first.share)} of the doubt: {first.source} "
+        f"({first.cure} would settle it){others}"
     )
+
+
+def _whole_percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _energy(summary: Summary, console: Console) -> None:
