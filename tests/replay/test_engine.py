@@ -86,6 +86,27 @@ def test_a_deadlock_names_ranks_and_collectives() -> None:
     assert "ranks 1 wait in all_reduce 0 of group 'b' (of b) for ranks 0" in str(error.value)
 
 
+def sends_and_receives(*kinds: str) -> list[Op]:
+    """What one rank does on the one stream of its pair: sends go over the group there, receives over the one back."""
+    here = {"send": "0 to 1", "recv": "1 to 0"}
+    return [
+        Collective(lane=COMM, name=kind, measured_ns=1, kind=kind, group=here[kind], seq=kinds[:i].count(kind), bytes=8)  # type: ignore[arg-type]
+        for i, kind in enumerate(kinds)
+    ]
+
+
+def test_two_ranks_that_both_send_first_wait_for_each_other() -> None:
+    groups = {"0 to 1": ((0, 1),), "1 to 0": ((1, 0),)}
+    there = [op for op in sends_and_receives("send", "recv") if isinstance(op, Collective)]
+    swapped = [msgspec.structs.replace(op, group={"0 to 1": "1 to 0"}.get(op.group, "0 to 1")) for op in there]
+    with pytest.raises(DeadlockError) as error:
+        replayed(there, swapped, groups=groups)
+    assert "ranks 0 wait in send 0 of group '0 to 1' (send) for ranks 1" in str(error.value)
+    assert "ranks 1 wait in send 0 of group '1 to 0' (send) for ranks 0" in str(error.value)
+    # Where one of them receives first, both get on: one nanosecond each way.
+    assert span(replayed(there, swapped[::-1], groups=groups), "recv").end_ns == 2
+
+
 def test_ranks_that_disagree_about_a_collective_are_named() -> None:
     with pytest.raises(UserError, match="64 bytes on rank 1 but all_reduce of 32 bytes on rank 0"):
         replayed([all_reduce(1, nbytes=32)], [all_reduce(1, nbytes=64)], groups={"dp": ((0, 1),)})

@@ -36,6 +36,23 @@ def test_steps_of_ranks_meet_by_number_even_where_one_rank_records_later() -> No
     assert summarize(s.timeline()).steps_ms == (10.0, 13.0, 7.0)
 
 
+def test_a_receive_that_only_waits_is_told_apart() -> None:
+    s = Sketch(1)
+    s.step(0, 0, 0, 20)
+    s.work(0, 0, 4, "gemm")
+    # Received from 3 on: alone on the device in [4, 11), of which the last 2 ms move data; then a collective waits.
+    s.work(0, 3, 11, "recv", "communication", collective=collective("recv"), transfer=2, source="roofline")
+    s.work(0, 12, 17, "all", "communication", collective=collective(), transfer=1, source="roofline")
+    # Another receive, beside a send that moves data in [17, 18): what waits in [18, 19) does so alone.
+    s.work(0, 17, 19, "recv", "communication", collective=collective("recv"), source="roofline")
+    s.work(0, 17, 18, "send", "communication", collective=collective("send"), transfer=1, source="roofline")
+    # Of a measured one it is not known how long it waited.
+    s.work(0, 19, 20, "recv", "communication", collective=collective("recv"), source="measured")
+    (rank,) = summarize(s.timeline()).ranks
+    assert rank.waiting_ms == 5 + 1
+    assert rank.breakdown_ms == Breakdown(4.0, 7.0 + 5 + 2 + 1, 0.0, 1.0)
+
+
 def test_device_work_belongs_to_the_step_that_launched_it() -> None:
     s = summarize(two_ranks())
     # Rank 0: gemm 4 + all_reduce 5 + memcpy 1 + old 1 + gelu 2 (launched in step 3, runs in 4) + gemm 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from torch.distributed.pipelining import schedules
 
 import sim
+from sim.cli import _large_enough
 from sim.errors import UserError
 from sim.graph import OpGraph, Program
 from sim.ops import Alloc, Collective, Free, HostCall, Kernel, Op
@@ -323,6 +325,26 @@ def test_layers_keep_the_names_of_the_whole_model() -> None:
     modules = {op.module for op in program(pipeline(4, "pp=4", 4, schedule="1f1b"), 2).ops if isinstance(op, HostCall)}
     assert "LlamaForCausalLM.model.layers.2.mlp.down_proj" in modules
     assert not any(".layers.0" in module for module in modules)
+
+
+def test_from_the_command_line_to_the_bubble(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    out, told = tmp_path / "p.workload.json.gz", tmp_path / "p.json"
+    folder = model_folder(tmp_path / "model", "llama", num_hidden_layers=4)
+    options = ("--batch", 1, "--seq", 8, "--mode", "train", "--parallel", "pp=2", "--schedule", "interleaved")
+    code, printed, _ = run("synth", folder, *options, "--micro-batches", 2, "--out", out)
+    assert code == 0
+    assert "2 ranks" in printed
+    assert "--topology a5000x8" in printed
+    code, printed, _ = run("replay", out, "--topology", "a5000x2", "--json", told)
+    assert code == 0
+    assert "for a peer" in printed
+    ranks = json.loads(told.read_text())["ranks"]
+    assert all(0 < rank["waiting_ms"] <= rank["breakdown_ms"]["exposed_communication"] for rank in ranks)
+
+
+@pytest.mark.parametrize(("ranks", "machine"), [(1, "a5000x1"), (4, "a5000x8"), (16, "a5000x8x2-100g"), (17, "FILE")])
+def test_the_hint_names_a_machine_that_is_large_enough(ranks: int, machine: str) -> None:
+    assert _large_enough(ranks).startswith(machine)
 
 
 # What cannot be ----------------------------------------------------------------------------------------------------
