@@ -26,6 +26,7 @@ lint: setup
 
 validate: setup
 	$(BIN)/python tools/validate_seed.py
+	$(BIN)/python tools/validate_throughput.py
 	$(BIN)/python tools/validate_collectives.py
 	$(BIN)/python -m pytest -m "validation or slow"
 

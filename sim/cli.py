@@ -359,6 +359,11 @@ def _solve(asked: _Asked, path: str, target: str, json_out: str | None) -> None:
     help="Free a forward's intermediates when Python does, or at their last use as an exported graph module does.",
 )  # fmt: skip
 @click.option("--autocast", type=click.Choice(["float16", "bfloat16"]), help="Train under torch.autocast.")
+@click.option("--tf32", is_flag=True, default=None, help="Products of float32 may run in TF32.")
+@click.option("--channels-last", is_flag=True, default=None, help="Memory format of an image model.")
+@click.option(
+    "--master-weights", is_flag=True, default=None, help="The optimizer works on float32 copies of half parameters."
+)
 @click.option("--loss-scaling", is_flag=True, default=None, help="Train with a GradScaler.")
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd", "adafactor", "none"]), help="By default adamw.")
 @click.option("--optimizer-kernels", type=click.Choice(["foreach", "fused", "for-loop"]), help="By default foreach.")

@@ -193,7 +193,7 @@ class PipelineStep(TrainingStep):
 
     def clip(self, most: float) -> None:
         """By the norm over all stages."""
-        clip_gradients(self.parameters, most, self._group)
+        clip_gradients(self.updated, most, self._group)
 
 
 def _recorded(spec: SynthSpec, stage: Stage, group: Any) -> RecordedStage:

@@ -31,9 +31,10 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``schedule`` is a pipeline's, with ``stages_per_rank`` for the interleaved one (2 unless told); ``stage_layers``
     deals out layers otherwise than evenly, as ``8,9,9,6``.
     ``dtype`` is that of the parameters: float16 in forward and float32 in training unless told; ``autocast`` the one
-    that autocast computes in.  ``optimizer_kernels`` are PyTorch's foreach (its default on CUDA), fused or for-loop
-    implementations.  ``fsdp_dtype`` and ``fsdp_reduce_dtype`` are FSDP's mixed precision; ``bucket_mib`` is DDP's
-    bucket size.
+    that autocast computes in; with ``tf32`` products of float32 run in TF32 where the device has it; ``channels_last``
+    is the memory format of an image model; ``master_weights`` are float32 copies of the parameters that the optimizer
+    works on.  ``optimizer_kernels`` are PyTorch's foreach (its default on CUDA), fused or for-loop implementations.
+    ``fsdp_dtype`` and ``fsdp_reduce_dtype`` are FSDP's mixed precision; ``bucket_mib`` is DDP's bucket size.
     """
 
     model: str
@@ -47,7 +48,10 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sequence_parallel: bool = False
     liveness: Literal["eager", "export"] = "eager"
     autocast: Literal["float16", "bfloat16"] | None = None
+    tf32: bool = False
+    channels_last: bool = False
     loss_scaling: bool = False
+    master_weights: bool = False
     optimizer: Literal["adamw", "sgd", "adafactor", "none"] = "adamw"
     optimizer_kernels: Literal["foreach", "fused", "for-loop"] = "foreach"
     momentum: float = 0.0
@@ -126,8 +130,14 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def _precision(self) -> Iterator[str]:
         if self.autocast and self.parameter_dtype != "float32":
             yield f"--autocast {self.autocast}: keeps parameters in float32; leave out --dtype {self.parameter_dtype}"
-        if self.loss_scaling and self.parameter_dtype != "float32":
+        if self.loss_scaling and self.parameter_dtype != "float32" and not self.master_weights:
             yield "--loss-scaling: unscales float32 gradients; use --dtype float32 with --autocast float16"
+        if self.master_weights and self.parameter_dtype == "float32":
+            yield "--master-weights: are float32 copies of parameters in half precision; choose --dtype float16"
+        if self.master_weights and "fsdp=" in self.parallel:
+            yield "--master-weights: fsdp keeps float32 parameters itself; use --fsdp-dtype"
+        if self.master_weights and self.optimizer == "none":
+            yield "--master-weights: is an option of an optimizer; choose one"
         if self.attention == "flash" and (self.autocast or self.fsdp_dtype or self.parameter_dtype) == "float32":
             yield "--attention flash: computes in half precision; choose --dtype or --autocast float16 or bfloat16"
 
@@ -166,9 +176,9 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in msgspec.structs.fields(SynthSpec)}
 _TRAINING_FIELDS = (
-    "autocast", "loss_scaling", "optimizer", "optimizer_kernels", "momentum", "max_grad_norm", "micro_batches",
-    "checkpoint", "schedule", "stages_per_rank", "gradient_as_bucket_view", "bucket_mib", "fsdp_dtype",
-    "fsdp_reduce_dtype", "reshard_after_forward",
+    "autocast", "loss_scaling", "master_weights", "optimizer", "optimizer_kernels", "momentum", "max_grad_norm",
+    "micro_batches", "checkpoint", "schedule", "stages_per_rank", "gradient_as_bucket_view", "bucket_mib",
+    "fsdp_dtype", "fsdp_reduce_dtype", "reshard_after_forward",
 )  # fmt: skip
 
 

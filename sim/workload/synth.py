@@ -11,7 +11,7 @@ import gc
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sim.errors import UserError
 from sim.graph import OpGraph, Program, RankProgram
+from sim.ops import Work
 from sim.workload.builder import ProgramBuilder
 from sim.workload.cards import find_config
 from sim.workload.cuda_choices import CudaChoices
@@ -38,6 +39,8 @@ from sim.workload.train import TrainingStep, checkpoint_activations
 
 __all__ = ["SynthSpec", "synthesize"]
 STEP = "ProfilerStep#0"
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+TF32 = ("allow_tf32", True)
 
 
 def synthesize(spec: SynthSpec, tell: Callable[[str], None] = lambda doing: None) -> OpGraph:
@@ -68,13 +71,20 @@ def synthesize(spec: SynthSpec, tell: Callable[[str], None] = lambda doing: None
         name=_name(spec),
         programs=tuple(programs),
         ranks=tuple(RankProgram(rank, rank // stride) for rank in range(plan.ranks)),
-        works=tuple(builder.works),
+        works=tuple(in_tf32(builder.works)) if spec.tf32 else tuple(builder.works),
         groups=groups,
         warnings=warnings_of(spec, config) if places > 1 else (),
         provenance=_provenance(spec),
     )
     graph.check()
     return graph
+
+
+def in_tf32(works: Iterable[Work]) -> Iterator[Work]:
+    """The works, with products of float32 allowed to run in TF32 (torch.backends.cuda.matmul.allow_tf32)."""
+    for work in works:
+        product = work.op in PRODUCTS and work.inputs[-1].dtype == "float32"
+        yield msgspec.structs.replace(work, scalars=(*work.scalars, TF32)) if product else work
 
 
 def _name(spec: SynthSpec) -> str:

@@ -51,6 +51,8 @@ def _image_batch(spec: SynthSpec, config: Any) -> Batch:
     size = getattr(config, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
     pixels = torch.zeros(spec.batch, config.num_channels, height, width, dtype=DTYPES[spec.parameter_dtype])
+    if spec.channels_last:
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
     return {"pixel_values": pixels, "labels": torch.zeros(spec.batch, dtype=torch.long)}
 
 
@@ -109,7 +111,20 @@ def build_model(spec: SynthSpec, config: Any, task: Task) -> Any:
         raise UserError(f"{spec.model}: transformers cannot build it as {task.what}: {error}") from None
     if implementation == FLASH and not getattr(model, "_supports_flash_attn", False):
         raise UserError(f"--attention flash: transformers has no flash attention for {type(model).__name__}; use sdpa")
+    if spec.channels_last:
+        _channels_last(model, spec, task)
     return model.train(spec.training)
+
+
+def _channels_last(model: Any, spec: SynthSpec, task: Task) -> None:
+    """``model.to(memory_format=torch.channels_last)``, which would swap parameters that fake tensors do not let go."""
+    if task.has_seq:
+        raise UserError(f"--channels-last: is a memory format of images; {spec.model} reads sequences")
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.dim() == 4:
+                turned = parameter.detach().contiguous(memory_format=torch.channels_last)
+                module.register_parameter(name, torch.nn.Parameter(turned))
 
 
 def _attention_implementation(spec: SynthSpec) -> str | None:

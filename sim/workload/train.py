@@ -15,6 +15,7 @@ import torch
 from sim.errors import UserError
 from sim.workload.cuda_choices import CudaChoices
 from sim.workload.ddp import DataParallel
+from sim.workload.masters import Masters
 from sim.workload.optimizers import begin_state, clip_gradients, make_optimizer, state_tensors
 from sim.workload.parallel import to_local
 from sim.workload.record import Recorder
@@ -37,7 +38,9 @@ class TrainingStep:
         self.roots = [model]
         self.wrapper = wrapper
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(spec, self.parameters)
+        self.masters = Masters(self.parameters) if spec.master_weights else None
+        self.updated = self.masters.weights if self.masters is not None else self.parameters
+        self.optimizer = make_optimizer(spec, self.updated)
         self.scaler = torch.amp.GradScaler("cpu") if spec.loss_scaling else None
 
     def prepare(self, batches: Iterable[Batch], scratch: Recorder) -> None:
@@ -51,12 +54,14 @@ class TrainingStep:
             if self.wrapper is not None:
                 self.wrapper.rebuild_buckets()
         elif self.optimizer is not None:
-            begin_state(self.optimizer, self.parameters)
+            begin_state(self.optimizer, self.updated)
 
     def adopt_state(self, recorder: Recorder) -> None:
         """Make the optimizer's state and the buckets known to a recorder."""
         if self.wrapper is not None:
             self.wrapper.adopt_state(recorder)
+        if self.masters is not None:
+            recorder.adopt(((name, to_local(tensor)) for name, tensor in self.masters.named()), "optimizer")
         if self.optimizer is not None:
             for name, tensor, on_host in state_tensors(self.optimizer):
                 if on_host:
@@ -93,6 +98,9 @@ class TrainingStep:
         recorder.categorize((to_local(p.grad) for p in self.parameters if p.grad is not None), "gradient")
 
     def _update(self, recorder: Recorder) -> None:
+        if self.masters is not None:
+            self.masters.take_gradients()
+            recorder.categorize((to_local(m.grad) for m in self.updated if m.grad is not None), "gradient")
         if self.spec.max_grad_norm is not None:
             if self.scaler is not None and self.optimizer is not None:
                 self.scaler.unscale_(self.optimizer)
@@ -106,11 +114,13 @@ class TrainingStep:
             self.scaler.update()
         else:
             self.optimizer.step()
+        if self.masters is not None:
+            self.masters.give_weights()
         self.optimizer.zero_grad(set_to_none=True)
 
     def clip(self, most: float) -> None:
         """Scale the gradients down to a norm of at most this."""
-        clip_gradients(self.parameters, most)
+        clip_gradients(self.updated, most)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.spec.autocast is None:

@@ -95,6 +95,7 @@ def test_a_step_has_the_ops_of_a_real_step_in_their_order(tmp_path: Path, family
         {"optimizer_kernels": "for-loop"},
         {"autocast": "bfloat16", "max_grad_norm": 1.0},
         {"dtype": "bfloat16"},
+        {"dtype": "bfloat16", "master_weights": True, "optimizer_kernels": "fused", "max_grad_norm": 1.0},
     ],
     ids=str,
 )

@@ -9,9 +9,10 @@ from sim.topology.abilities import Abilities
 
 
 def product_cost(
-    left: TensorMeta, right: TensorMeta, abilities: Abilities, extra: tuple[TensorMeta, ...] = ()
+    left: TensorMeta, right: TensorMeta, abilities: Abilities, extra: tuple[TensorMeta, ...] = (), dtype: str = ""
 ) -> KernelCost:
-    """[..., m, k] times [..., k, n]; a [k, n] on the right of more dimensions makes one product of all rows."""
+    """[..., m, k] times [..., k, n]; a [k, n] on the right of more dimensions makes one product of all rows.  ``dtype``
+    is computed in, if not that of the tensors."""
     if not left.shape or not right.shape:
         raise UnreadableWorkError("a product of scalars")
     k = left.shape[-1]
@@ -23,7 +24,14 @@ def product_cost(
         raise UnreadableWorkError("an empty product")
     aligned = all(_aligned(t) for t in (left, right)) and (n * right.nbytes // right.elements) % ALIGNMENT_BYTES == 0
     added = sum(t.nbytes for t in extra)
-    return gemm_cost(products(batch, rows, n, k, left.dtype, added, aligned), left.dtype, abilities)
+    dtype = dtype or left.dtype
+    return gemm_cost(products(batch, rows, n, k, dtype, added, aligned), dtype, abilities)
+
+
+def _computed_in(work: Work, left: TensorMeta, abilities: Abilities) -> str:
+    """float32 runs in TF32 where it may (``allow_tf32``) and the device can."""
+    tf32 = work.scalar("allow_tf32") is True and left.dtype == "float32" and "tfloat32" in abilities.profile.tflops
+    return "tfloat32" if tf32 else left.dtype
 
 
 def _aligned(t: TensorMeta) -> bool:
@@ -40,7 +48,8 @@ def _aligned(t: TensorMeta) -> bool:
 
 @register("aten::mm", "aten::bmm", "aten::mv", "aten::dot", "aten::_int_mm")
 def _mm(work: Work, abilities: Abilities) -> KernelCost:
-    return product_cost(tensor(work, 0), tensor(work, 1), abilities)
+    left = tensor(work, 0)
+    return product_cost(left, tensor(work, 1), abilities, dtype=_computed_in(work, left, abilities))
 
 
 @register(
@@ -48,7 +57,9 @@ def _mm(work: Work, abilities: Abilities) -> KernelCost:
     "aten::_addmm_activation",
 )  # fmt: skip
 def _addmm(work: Work, abilities: Abilities) -> KernelCost:
-    return product_cost(tensor(work, 1), tensor(work, 2), abilities, (tensor(work, 0),))
+    left = tensor(work, 1)
+    added, dtype = (tensor(work, 0),), _computed_in(work, left, abilities)
+    return product_cost(left, tensor(work, 2), abilities, added, dtype)
 
 
 @register("aten::linear")
