@@ -87,6 +87,7 @@ def _cuda(face: GpuFace, put: Put) -> None:
         "empty_cache": None, "ipc_collect": None, "is_current_stream_capturing": False, "manual_seed": None,
         "manual_seed_all": None, "seed": None, "seed_all": None, "reset_peak_memory_stats": None,
         "reset_accumulated_memory_stats": None, "set_per_process_memory_fraction": None,
+        "set_rng_state": None, "set_rng_state_all": None, "initial_seed": 0, "get_rng_state_all": [],
         "get_arch_list": [f"sm_{CAPABILITY[0]}{CAPABILITY[1]}"],
     }  # fmt: skip
     for name, answer in plain.items():
@@ -99,6 +100,9 @@ def _cuda(face: GpuFace, put: Put) -> None:
     }  # fmt: skip
     for name, answer in stand_ins.items():
         put(cuda, name, asked(name, answer))
+    put(cuda, "get_rng_state", lambda *_: torch.get_rng_state())
+    for name in ("_record_memory_history", "_dump_snapshot", "_snapshot"):
+        put(cuda.memory, name, asked(f"memory.{name}", None))
     put(cuda, "synchronize", device.synchronize)
     for name, kind in zip(("Stream", "Event"), device.classes(), strict=True):
         put(cuda, name, kind)
@@ -322,6 +326,8 @@ def _refusals(face: GpuFace, put: Put) -> None:
     graphs = refuse("a CUDA graph", "what it launches is not seen; run the script without it")
     put(torch.cuda.CUDAGraph, "__new__", graphs)
     put(torch.cuda.graph, "__init__", graphs)
+    processes = "each process is one rank of a job; give --parallel dp=8, and let the script be one rank"
+    put(torch.multiprocessing, "spawn", refuse("torch.multiprocessing.spawn", processes))
     put(torch.nn.DataParallel, "__init__", refuse("nn.DataParallel", "it needs several GPUs; leave it out"))
     one = "a script of one GPU is synthesized; give --parallel dp=8 for DistributedDataParallel on eight"
     put(torch.distributed, "init_process_group", refuse("torch.distributed.init_process_group", one))

@@ -9,6 +9,7 @@ import random
 import runpy
 import sys
 import traceback
+import unittest.mock
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -241,7 +242,8 @@ class _Run:
         sys.argv = [str(self.spec.path), *self.spec.args]
         sys.path.insert(0, str(self.spec.path.resolve().parent))
         try:
-            yield
+            with unittest.mock.patch.dict(os.environ):
+                yield
         finally:
             sys.argv = argv
             sys.path[:] = path
