@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -444,6 +446,7 @@ READS = "reads the value of a tensor, which a run without data does not have"
         ("x[x > 0]", "`x[x > 0]` makes a tensor whose shape depends on values"),
         ("model = torch.compile(model)", "torch.compile: compiled models are not synthesized"),
         ("torch.distributed.init_process_group('nccl')", "a script of one GPU is synthesized"),
+        ("torch.multiprocessing.spawn(print)", "each process is one rank of a job"),
         ("x.to('cuda:1')", "asks for cuda:1: a script of one GPU is synthesized"),
         ("open('/nowhere/data.bin')", "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/data.bin'"),
         ("raise ValueError('no\\nsuch thing')", "ValueError: no such thing"),
@@ -491,6 +494,28 @@ def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path: Path) -> N
     done = command("synth", "--out", str(out), "--", str(script(tmp_path, "loss.item()")))
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "line 14" in done.stderr
     assert not out.exists()
+
+
+def test_ctrl_c_is_not_lost_in_the_script(tmp_path: Path) -> None:
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        pytest.skip("somebody else takes the signal here")
+    before = """
+import signal
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    pass
+"""
+    with pytest.raises(KeyboardInterrupt):
+        of_script(script(tmp_path, before=before))
+    of_script(script(tmp_path))  # and forgotten afterwards
+
+
+def test_what_a_script_changes_is_put_back(tmp_path: Path) -> None:
+    before = "import os; os.environ['OF_THE_SCRIPT'] = 'yes'; os.chdir('/'); sys.path.append('/nowhere')"
+    folder, path = Path.cwd(), list(sys.path)
+    of_script(script(tmp_path, before=before))
+    assert (Path.cwd(), sys.path) == (folder, path) and "OF_THE_SCRIPT" not in os.environ
 
 
 def test_options_that_cannot_be_are_told_together(tmp_path: Path) -> None:
