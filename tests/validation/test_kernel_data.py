@@ -106,6 +106,13 @@ def test_the_intervals_hold_what_they_say(fit: ModuleType, data: tuple[Any, Any]
     assert 0.75 < inside / total < 0.85
 
 
+def test_the_shipped_spreads_are_what_is_left_out(fit: ModuleType, own: list[Any], left_out: list[Any]) -> None:
+    """A change of a formula moves them: `python tools/fit_kernels.py --write` writes them anew."""
+    for device, spread in fit.spreads(own, left_out).items():
+        shipped = load_device(device).calibration.spread
+        assert {name: shipped[name].model_dump() for name in spread} == spread, device
+
+
 def test_columns_n_and_k_of_the_float32_file_are_exchanged(fit: ModuleType, data: tuple[Any, Any]) -> None:
     """Read as labelled, the A100's batched products are three times as far off: their `k` is padded to tiles."""
     part = data[0]["a100-pcie-40gb", "bmm"]
