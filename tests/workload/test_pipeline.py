@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -22,8 +23,10 @@ from sim.graph import OpGraph, Program
 from sim.ops import Alloc, Collective, Free, HostCall, Kernel, Op
 from sim.place.placement import Placement
 from sim.report.summary import Summary
-from sim.workload.stages import even_counts
+from sim.workload.cards import find_config
+from sim.workload.stages import Stage, even_counts, parts_of
 from sim.workload.synth import SynthSpec, synthesize
+from sim.workload.tasks import build_model, task_of
 from tests.workload.tiny_models import TINY, model_folder
 
 BATCH, SEQ, HIDDEN = 2, 16, 32
@@ -32,13 +35,16 @@ PASSED = 4 * BATCH * SEQ * HIDDEN
 MS = 1_000_000
 
 
+def tiny(path: Path, family: str, layers: int) -> str:
+    """A folder of a tiny model with so many layers; of families that are not there, Llama's sizes will do."""
+    sizes = {"n_layer" if family == "gpt2" else "num_hidden_layers": layers}
+    return model_folder(path / family, family if family in TINY else "llama", model_type=family, **sizes)
+
+
 @cache
 def pipeline(layers: int, parallel: str, micro_batches: int, **options: Any) -> OpGraph:
     """A tiny Llama's step; a graph is never changed, so tests share it."""
-    family = options.pop("family", "llama")
-    base = family if family in TINY else "llama"  # what differs otherwise is not needed here
-    sizes = {"n_layer" if family == "gpt2" else "num_hidden_layers": layers}
-    folder = model_folder(Path(mkdtemp()), base, model_type=family, **sizes)
+    folder = tiny(Path(mkdtemp()), options.pop("family", "llama"), layers)
     given = {"model": folder, "batch": BATCH, "seq": SEQ, "mode": "train", "optimizer": "sgd", "parallel": parallel}
     graph = synthesize(SynthSpec(**{**given, "micro_batches": micro_batches, **options}))
     graph.check()
@@ -314,6 +320,28 @@ def test_stages_have_the_parameters_of_the_whole_model(family: str) -> None:
     # A tied head is a copy of the embedding's 100 x 32 words; the rotary embeddings' frequencies are on both stages.
     rotary = 0 if family in ("gpt2", "opt") else 2 * 4 * 4
     assert extra == (4 * 100 * HIDDEN if family in ("gpt2", "opt") else 0) + rotary
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "mistral", "qwen2"])
+def test_real_stages_one_after_the_other_compute_what_the_whole_model_does(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stage, "computing", lambda stage: contextlib.nullcontext())  # a CPU's attention, not a GPU's
+    spec = SynthSpec(model=tiny(tmp_path, family, 5), batch=BATCH, seq=SEQ, mode="train", stage_layers="1,3,1")
+    config = find_config(spec.model)
+    task = task_of(spec, config)
+    torch.manual_seed(0)
+    whole = build_model(spec, config, task)
+    tokens = torch.randint(0, 100, (BATCH, SEQ))
+    hidden: Any = tokens
+    for part in parts_of(spec, config, task, 3):
+        stage = Stage(spec, config, task, part)
+        own = stage.model.state_dict()
+        stage.model.load_state_dict({name: whole.state_dict()[name] for name in own})
+        hidden = stage(hidden)
+    answer = whole(input_ids=tokens, labels=tokens, use_cache=False)
+    assert torch.equal(hidden, answer.logits)
+    assert torch.equal(stage.loss(hidden, tokens), answer.loss)
 
 
 def test_a_tied_head_is_told() -> None:
