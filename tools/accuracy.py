@@ -403,6 +403,7 @@ def fitted(report: Report) -> None:
         "Constants outside of these files: `PROCESS_EXPONENT` (sim/topology/abilities.py: energy by process, from the "
         "power blocks of T4, A100 and L4); the shares of doubt in common (sim/place/doubt.py, `tools/doubt_shares.py`, "
         "the same microbenchmarks); the spreads of collectives (sim/place/collective_spread.py, vidur's A100 hosts); "
+        "`SENDER_COPY_GB_S` (sim/place/nccl_tables.py, every second size of vidur's sends between A100s); "
         "what host-staged PCIe and NVLink reach of their rates (docs/collectives.md, p2pBandwidthLatencyTest runs). "
         "The rest is NCCL's, PyTorch's or CUDA's own, each with its source beside it. Nothing is fitted to the "
         "published table, to the traces, to the snapshots."

@@ -34,7 +34,8 @@ HOST_MEMORY_SHARE_BOTH_WAYS = 0.605
 class Rings:
     """Channels found: their rings in order (a ring may stand several times) and NCCL's speed for each.
 
-    ``bound`` is the lane that bounds them, ``bus_gb_s`` the bus bandwidth that it allows.
+    ``bound`` is the lane that bounds them, ``bus_gb_s`` the bus bandwidth that it allows; ``one_way_gb_s`` what it
+    would be if at every moment data went over each link one way only.
     """
 
     orders: tuple[Ring, ...]
@@ -43,6 +44,7 @@ class Rings:
     hops: tuple[Route, ...]
     bound: str
     bus_gb_s: float
+    one_way_gb_s: float
 
     @property
     def channels(self) -> int:
@@ -85,21 +87,25 @@ class Rings:
         return dict(Counter(hop.path for hop in self.hops))
 
 
-def bus_bandwidth(machine: Machine, orders: tuple[Ring, ...], hops: tuple[Route, ...]) -> tuple[str, float]:
-    """The lane that bounds the rings, and the bus bandwidth that it allows, GB/s."""
+def bus_bandwidth(machine: Machine, orders: tuple[Ring, ...], hops: tuple[Route, ...]) -> tuple[str, float, float]:
+    """The lane that bounds the rings, the bus bandwidth that it allows, and that of one way at a time, GB/s."""
     rates = machine.capacities
-    demand = link_demand((hop, 1.0) for hop in hops)
+    moves = [(hop, 1.0) for hop in hops]
+    demand, one_way = link_demand(moves), link_demand(moves, both_ways=False)
     rate, lane = min((rates[lane] * len(orders) / crossings, lane) for lane, crossings in demand.items())
-    return lane, rate
+    return lane, rate, min(rates[lane] * len(orders) / crossings for lane, crossings in one_way.items())
 
 
-def link_demand(moves: Iterable[tuple[Route, float]]) -> dict[str, float]:
-    """What moves ask of each lane: their amounts, and as much more as going through a CPU slows the link."""
+def link_demand(moves: Iterable[tuple[Route, float]], *, both_ways: bool = True) -> dict[str, float]:
+    """What moves ask of each lane: their amounts, and as much more as going through a CPU slows the link.
+
+    ``both_ways``: all go at the same time.
+    """
     crossings = [(route, crossing, amount) for route, amount in moves for crossing in route.hops]
     used = {(route.via_host, crossing.lane) for route, crossing, _ in crossings}
     demand: dict[str, float] = {}
     for route, crossing, amount in crossings:
-        both = (route.via_host, crossing.link.lane(crossing.end)) in used
+        both = both_ways and (route.via_host, crossing.link.lane(crossing.end)) in used
         demand[crossing.lane] = demand.get(crossing.lane, 0.0) + amount / _share(route, crossing, both=both)
     return demand
 

@@ -246,10 +246,16 @@ def _ll_cost(ask: Ask, lane: str, bus: float) -> Cost:
 
 
 def _simple_cost(ask: Ask, lane: str, bus: float) -> Cost:
-    """Turns of two slices each; where NVLink is as fast as the SMs, the turn that only receives takes as long."""
+    """Turns of two slices each; where NVLink is as fast as the SMs, the turn that only receives takes as long.
+
+    A link that slows down while both its directions are busy does so between the hand-overs only: they cost what they
+    take beyond the time that is lost by it.
+    """
     turns = _turns(ask)
-    latency = tables.BASE_US["ring"]["simple"] + tables.SLICES * turns * _mean_hop(ask, "simple")
+    handover = tables.SLICES * turns * _mean_hop(ask, "simple")
     crossing = ask.nbytes * ask.hops / ask.ranks
+    lost = crossing / bus / 1e3 - crossing / ask.rings.one_way_gb_s / 1e3
+    latency = tables.BASE_US["ring"]["simple"] + max(handover - lost, 0.0)
     chained = ask.kind in ("broadcast", "reduce")
     if ask.rings.hardware == "nvlink" and ask.rings.hosts == 1 and not chained:
         crossing *= turns / ask.hops
