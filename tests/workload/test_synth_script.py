@@ -309,6 +309,34 @@ for x, y in DataLoader(data, batch_size=4, shuffle=True, num_workers=2, pin_memo
     ]
 
 
+LOADED = """
+import torch
+from torch.utils.data import DataLoader, TensorDataset, random_split
+model = torch.nn.Linear(8, 10){to}
+optimizer = torch.optim.AdamW(model.parameters())
+data, _ = random_split(TensorDataset(torch.randn(20, 8){to}, torch.randint(0, 10, (20,)){to}), [12, 8])
+for x, y in DataLoader(data, batch_size=4, shuffle=True):
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+def test_a_data_set_on_the_gpu_is_gathered_there(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(LOADED.format(to=".cuda()"))
+    graph = of_script(path)
+    assert [name for name, _, _ in kernels(graph)][:2] == ["aten::stack", "aten::stack"]
+    assert not any(isinstance(op, Copy) for op in ops_of(graph)) and graph.warnings == ()
+
+
+def test_without_a_gpu_loaded_batches_are_inputs(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(LOADED.format(to=""))
+    inputs = [op.bytes for op in ops_of(of_script(path)) if isinstance(op, Alloc) and op.category == "input"]
+    assert inputs[-2:] == [4 * 8 * 4, 4 * 8]  # the step's own batch: 4 rows of 8 floats, 4 labels of 8 bytes
+
+
 def test_numbers_are_copied_to_the_gpu_and_results_back(tmp_path: Path) -> None:
     body = "weights = torch.tensor([1.0, 2.0], device=device); kept = loss.detach().cpu()"
     ops = ops_of(of_script(script(tmp_path, body)))

@@ -18,10 +18,10 @@ import torch
 from torch._subclasses import fake_tensor
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils import checkpoint
-from torch.utils._pytree import tree_leaves
 
 from sim.workload.script.devices import GPU, GpuFace, as_device, device_of, devices
-from sim.workload.script.recorder import KNOWN_INTEGERS, Refused, outside
+from sim.workload.script.loading import load_here
+from sim.workload.script.recorder import KNOWN_INTEGERS, Refused
 from sim.workload.script.replicas import Replicas
 from sim.workload.script.streams import ScriptDevice
 
@@ -54,7 +54,7 @@ def as_on_a_gpu(face: GpuFace, replicas: Replicas) -> Iterator[None]:
             _backward,
             _optimizers,
             _modules,
-            _data,
+            load_here,
             _profilers,
             _files,
             _generators,
@@ -215,38 +215,6 @@ def _modules(face: GpuFace, put: Put) -> None:
     put(torch, "set_default_device", set_default)
     put(torch, "get_default_device", lambda: GPU if face.places.default_is_gpu else torch.device("cpu"))
     put(fake_tensor, "CONSTANT_NUMEL_LIMIT", KNOWN_INTEGERS)
-
-
-def _data(face: GpuFace, put: Put) -> None:
-    from torch.utils.data import dataloader
-
-    make, following = dataloader.DataLoader.__init__, dataloader._BaseDataLoaderIter.__next__
-    begin = dataloader.DataLoader.__iter__  # loading is the host's own matter: it is done really
-    here = {
-        "num_workers": 0, "pin_memory": False, "prefetch_factor": None, "persistent_workers": False, "timeout": 0,
-        "multiprocessing_context": None, "pin_memory_device": "",
-    }  # fmt: skip
-
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        self._tracesim_pins = bool(kwargs.get("pin_memory"))
-        make(self, *args, **{key: here.get(key, value) for key, value in kwargs.items()})
-
-    def iterate(self: Any) -> Any:
-        with outside():
-            iterator = begin(self)
-        iterator._tracesim_pins = self._tracesim_pins
-        return iterator
-
-    def batch(self: Any) -> Any:
-        with outside():
-            loaded = following(self)
-        if getattr(self, "_tracesim_pins", False):
-            face.places.pin(leaf for leaf in tree_leaves(loaded) if isinstance(leaf, torch.Tensor))
-        return loaded
-
-    put(dataloader.DataLoader, "__init__", init)
-    put(dataloader.DataLoader, "__iter__", iterate)
-    put(dataloader._BaseDataLoaderIter, "__next__", batch)
 
 
 class _NoProfiler:

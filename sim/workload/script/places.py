@@ -32,6 +32,10 @@ class Places:
     def on_gpu(self, tensor: torch.Tensor) -> bool:
         return self.holds(tensor.untyped_storage()._cdata)
 
+    def is_put_on_gpu(self, tensor: torch.Tensor) -> bool:
+        """Whether the script itself has put it there."""
+        return tensor.untyped_storage()._cdata in self._on_gpu
+
     def holds(self, key: int) -> bool:
         """Whether the GPU holds the storage of that key (``UntypedStorage._cdata``)."""
         return key not in self._on_host if self.all_on_gpu else key in self._on_gpu

@@ -193,7 +193,10 @@ class ScriptRecorder(Recorder):
         return not any(map(self._places.on_gpu, (*call.inputs, *call.outputs)))
 
     def _block(self, tensor: torch.Tensor, category: Category, name: str) -> int:
-        return super()._block(tensor, category, name) if self._places.on_gpu(tensor) else NO_BLOCK
+        if not self._places.on_gpu(tensor):
+            return NO_BLOCK
+        # What comes from outside of the modes is what a loader has loaded.
+        return super()._block(tensor, "input" if category == "unknown" else category, name)
 
     def _compute(self, call: Call, blocks: list[int], fresh: bool) -> None:
         ends = _ends(call)

@@ -115,6 +115,8 @@ class _Run:
             code = ended.code if ended.code is not None else 0
             raise InputError(self.spec.path, f"ended by itself with exit code {code} {self._too_early()}") from None
         except Exception as error:
+            if not isinstance(error, SyntaxError) and not self._lines(error):
+                raise  # an error of this package, not of the script
             raise UserError(self._failure(error)) from error
         raise InputError(self.spec.path, f"ended by itself {self._too_early()}")
 
@@ -228,12 +230,16 @@ class _Run:
         said = said if len(said) <= LONGEST else f"{said[:LONGEST]}..."
         if isinstance(error, SyntaxError) and error.lineno is not None:
             return f"{error.filename}, line {error.lineno}: {type(error).__name__}: {said}"
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if self.recorder.is_scripts(f.filename)]
+        frames = self._lines(error)
         where = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else str(self.spec.path)
         for kind, what in UNKNOWN:
             if isinstance(error, kind):
                 return f"{where}: `{frames[-1].line if frames else ''}` {what} ({said})"
         return f"{where}: {type(error).__name__}: {said or 'no message'}"
+
+    def _lines(self, error: Exception) -> list[traceback.FrameSummary]:
+        """The script's own, from the outermost on, through which an error came."""
+        return [f for f in traceback.extract_tb(error.__traceback__) if self.recorder.is_scripts(f.filename)]
 
     @contextlib.contextmanager
     def _as_main(self) -> Iterator[None]:
