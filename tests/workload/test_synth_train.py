@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 from sim.errors import UserError
 from sim.graph import OpGraph
 from sim.ops import Alloc, Copy, Free, HostCall, Kernel, Op
+from sim.workload.cards import find_config
 from sim.workload.foreach import launches
 from sim.workload.synth import SynthSpec, synthesize
+from sim.workload.tasks import build_model, no_cache, task_of
 from tests.workload.real_step import kernels_of, peak_bytes, profiled_step
 from tests.workload.tiny_models import IMAGES, LAYERS, TINY, model_folder
 
@@ -210,24 +213,30 @@ def test_every_family_has_a_forward_step_too(tmp_path: Path, family: str) -> Non
     assert not [name for name in kernels(graph) if "backward" in name]
 
 
-def test_forward_flops_are_pytorchs_own_count(tmp_path: Path) -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-    from transformers import AutoModelForCausalLM
-
-    from sim.workload.cards import find_config
-
-    spec = spec_of(tmp_path, "llama", attention="eager", mode="forward", dtype="float32")
-    model = AutoModelForCausalLM.from_config(find_config(spec.model), attn_implementation="eager").eval()
-    ids = torch.zeros(BATCH, SEQ, dtype=torch.long)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(input_ids=ids, labels=ids, use_cache=False)
-    graph = synthesize(spec)
+def product_flops(graph: OpGraph) -> int:
+    """Two for each multiply-add of matrix products and convolutions."""
     flops = 0
     for op in ops_of(graph):
-        if isinstance(op, Kernel) and op.name in ("aten::mm", "aten::addmm", "aten::bmm"):
-            left, right = graph.works[op.work or 0].inputs[-2:]
+        work = graph.works[op.work or 0] if isinstance(op, Kernel) else None
+        if work is not None and work.op in ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"):
+            left, right = work.inputs[-2:]
             flops += 2 * left.elements * right.shape[-1]
-    assert flops == counter.get_total_flops()
+        elif work is not None and work.op == "aten::convolution":
+            flops += 2 * work.outputs[0].elements * math.prod(work.inputs[1].shape[1:])
+    return flops
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_forward_flops_are_pytorchs_own_count(tmp_path: Path, family: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    spec = spec_of(tmp_path, family, attention="eager", mode="forward", dtype="float32")
+    config = find_config(spec.model)
+    task = task_of(spec, config)
+    model = build_model(spec, config, task)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**task.batch(spec, config), **no_cache(model))
+    assert product_flops(synthesize(spec)) == counter.get_total_flops() > 0
 
 
 def test_dropout_is_one_kernel_as_on_a_gpu(tmp_path: Path) -> None:
