@@ -161,7 +161,7 @@ class Collective(_DeviceOp, frozen=True, tag="collective", omit_defaults=True):
     ``bytes`` is the whole tensor as nccl-tests counts it (all_gather: the gathered output; reduce_scatter: the
     input).  It starts on each rank when the rank arrives and ends on all when the last has arrived plus the
     transfer; ``measured_ns`` is that transfer.  The lane may be a host thread (gloo).  ``peer`` is the other
-    rank of a send or recv.
+    rank of a send or recv, where it is the same for all ranks that run the program.
     """
 
     kind: CollectiveKind = "all_reduce"

@@ -110,6 +110,14 @@ def test_fsdp_gathers_for_each_forward_and_scatters_once() -> None:
     assert (kinds["all_gather"], kinds["reduce_scatter"]) == (2 * 2 + 2 + 1, 2 + 1)
 
 
+def test_with_mixed_precision_half_the_bytes_are_sent() -> None:
+    graph = pipeline(2, "pp=2,fsdp=2", 2, fsdp_dtype="bfloat16", fsdp_reduce_dtype="float32")
+    # Two micro-batches in two bytes an element, and their gradients.
+    assert sent(graph, 0) == Counter({("send", "pp 0 to 1", PASSED // 2): 2, ("recv", "pp 1 to 0", PASSED // 2): 2})
+    assert sent(graph, 2) == Counter({("recv", "pp 0 to 1", PASSED // 2): 2, ("send", "pp 1 to 0", PASSED // 2): 2})
+    assert sim.summarize(sim.replay(sim.place(graph, sim.load_topology("a5000x8")))).step_ms > 0
+
+
 def test_tensor_parallel_ranks_send_to_their_own_kind() -> None:
     graph = pipeline(2, "pp=2,tp=2", 2)
     assert graph.groups["pp 0 to 1"] == ((0, 2), (1, 3))
