@@ -32,6 +32,22 @@ PROPERTIES = types.SimpleNamespace(
     name="a GPU that tracesim stands in for", major=CAPABILITY[0], minor=CAPABILITY[1], total_memory=80 * GIB,
     multi_processor_count=108, warp_size=32, is_integrated=False, is_multi_gpu_board=False, gcnArchName="",
 )  # fmt: skip
+# Functions of torch.cuda with one plain answer, and those of which it is told that they had a stand-in.
+PLAIN: dict[str, Any] = {
+    "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0, "init": None,
+    "_lazy_init": None, "set_device": None, "is_bf16_supported": True, "is_tf32_supported": True,
+    "empty_cache": None, "ipc_collect": None, "is_current_stream_capturing": False, "manual_seed": None,
+    "manual_seed_all": None, "seed": None, "seed_all": None, "reset_peak_memory_stats": None,
+    "reset_accumulated_memory_stats": None, "set_per_process_memory_fraction": None,
+    "set_rng_state": None, "set_rng_state_all": None, "initial_seed": 0, "get_rng_state_all": [],
+    "get_arch_list": [f"sm_{CAPABILITY[0]}{CAPABILITY[1]}"],
+}  # fmt: skip
+STAND_INS: dict[str, Any] = {
+    "get_device_name": PROPERTIES.name, "get_device_capability": CAPABILITY, "get_device_properties": PROPERTIES,
+    "memory_allocated": 0, "max_memory_allocated": 0, "memory_reserved": 0, "max_memory_reserved": 0,
+    "mem_get_info": (PROPERTIES.total_memory, PROPERTIES.total_memory), "memory_stats": dict,
+    "memory_summary": "", "utilization": 0,
+}  # fmt: skip
 NOT_OF_A_SCRIPT = (
     "new_group", "init_device_mesh", "all_gather", "all_gather_into_tensor", "all_gather_object", "all_to_all",
     "all_to_all_single", "broadcast_object_list", "gather", "gather_object", "reduce", "reduce_scatter",
@@ -81,24 +97,9 @@ def _cuda(face: GpuFace, put: Put) -> None:
 
         return told
 
-    plain = {
-        "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0, "init": None,
-        "_lazy_init": None, "set_device": None, "is_bf16_supported": True, "is_tf32_supported": True,
-        "empty_cache": None, "ipc_collect": None, "is_current_stream_capturing": False, "manual_seed": None,
-        "manual_seed_all": None, "seed": None, "seed_all": None, "reset_peak_memory_stats": None,
-        "reset_accumulated_memory_stats": None, "set_per_process_memory_fraction": None,
-        "set_rng_state": None, "set_rng_state_all": None, "initial_seed": 0, "get_rng_state_all": [],
-        "get_arch_list": [f"sm_{CAPABILITY[0]}{CAPABILITY[1]}"],
-    }  # fmt: skip
-    for name, answer in plain.items():
+    for name, answer in PLAIN.items():
         put(cuda, name, _constant(answer))
-    stand_ins: dict[str, Any] = {
-        "get_device_name": PROPERTIES.name, "get_device_capability": CAPABILITY, "get_device_properties": PROPERTIES,
-        "memory_allocated": 0, "max_memory_allocated": 0, "memory_reserved": 0, "max_memory_reserved": 0,
-        "mem_get_info": (PROPERTIES.total_memory, PROPERTIES.total_memory), "memory_stats": dict,
-        "memory_summary": "", "utilization": 0,
-    }  # fmt: skip
-    for name, answer in stand_ins.items():
+    for name, answer in STAND_INS.items():
         put(cuda, name, asked(name, answer))
     put(cuda, "get_rng_state", lambda *_: torch.get_rng_state())
     for name in ("_record_memory_history", "_dump_snapshot", "_snapshot"):

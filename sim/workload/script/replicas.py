@@ -122,6 +122,7 @@ class Replicas:
         answers = {"get_rank": 0, "get_world_size": self.ranks, "get_backend": "nccl", "barrier": None}
         for name, answer in answers.items():
             put(dist, name, lambda *_, _answer=answer, **__: _answer)
+        put(torch.cuda, "device_count", lambda: self.ranks)
         put(dist, "is_initialized", lambda: begun)
         put(dist, "init_process_group", begin)
         put(dist, "destroy_process_group", lambda *_: None)
