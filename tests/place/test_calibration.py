@@ -145,7 +145,7 @@ def two_ranks(tmp_path: Path) -> Topology:
     device = Device("cpu", "A CPU, 1 threads", 1, 1, 16 << 30, 32 << 20)
     samples = [
         _sample("host", "op", (), 12.0), _sample("host", "metadata", (), 1.0),
-        *(_sample("host", f"call {op}", (), 2.0) for op in ("elementwise", "softmax", "layer_norm")),
+        *(_sample("host", f"call {op}", (), 2.0) for op in ("elementwise", "softmax", "layer_norm", "linear", "bmm")),
         *(_sample("gemm", "float32", (1, n, n, n), 2.0 + 2 * n**3 / 1e5) for n in (64, 128, 256, 512)),  # 0.1 TFLOP/s
         *(_sample("links", "all_reduce", (size, 2), us) for size, us in ((256, 300.0), (1 << 20, 1300.0))),
         *(_sample("links", "send", (size, 2), us) for size, us in ((256, 100.0), (32 << 20, 20000.0))),

@@ -93,7 +93,10 @@ def _views(x: torch.Tensor) -> None:
 def _calls_alone(timer: Timer, point_ms: float) -> list[Sample]:
     """Calls whose kernels do next to nothing, one at a time."""
     small = torch.randn(8, 8, device=timer.device)
+    one, several = small[0], small.view(1, 8, 8)
     calls: dict[str, Callable[[], Any]] = {
+        "call linear": lambda: nnf.linear(small, small, one),
+        "call bmm": lambda: torch.bmm(several, several),
         "call elementwise": lambda: torch.add(small, small),
         "call softmax": lambda: torch.softmax(small, -1),
         "call layer_norm": lambda: nnf.layer_norm(small, small.shape[-1:]),
