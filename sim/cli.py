@@ -597,7 +597,11 @@ def kernel(
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE.yaml", help="The device profile to write.")
 @click.option("--links", is_flag=True, help="Measure collectives over all devices too, under torchrun.")
 @click.option("--quick", is_flag=True, help="Fewer and smaller sizes.")
-@click.option("--only", metavar="SECTION,...", help="Measure only these, as in gemm,copy.")
+@click.option(
+    "--only",
+    metavar="SECTION,...",
+    help="Measure only these of host, launch, gemm, copy, elementwise, softmax, layer_norm, attention, links.",
+)
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Of a CPU; torchrun gives each rank one.")
 @click.option("--grid", type=click.Choice(["full", "quick", "tiny"]), hidden=True)
 @click.option("--compare", nargs=2, metavar="A B", help="Measure nothing: two profiles or topologies side by side.")

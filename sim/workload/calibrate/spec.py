@@ -144,11 +144,6 @@ def partial_file(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial.jsonl")
 
 
-def topology_file(out: Path) -> Path:
-    """The machine's file beside the device's: ``cpu.yaml`` and ``cpu.topology.yaml``."""
-    return out.with_name(f"{out.name.removesuffix('.yaml')}.topology.yaml")
-
-
 def check_out(out: Path) -> None:
     """UserError where the name would not be read as a profile."""
     if not out.name.endswith(".yaml") or out.name == ".yaml":
