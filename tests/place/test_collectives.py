@@ -101,7 +101,10 @@ def test_a_machine_with_all_links_faster_is_no_slower(name: str, kind: str, nbyt
     machine = load_topology(name, settled)
     rates = {f"links.{link.cls}.bandwidth_gb_s": link.bandwidth_gb_s * faster for link in machine.links}
     changed = load_topology(name, {**settled, **rates})
-    assert plan(changed, kind, nbytes, everyone(machine)).ns <= plan(machine, kind, nbytes, everyone(machine)).ns
+    # Latency and transfer are whole nanoseconds each: what moves from one to the other may round up in both.
+    rounding = 1
+    before, after = (plan(each, kind, nbytes, everyone(machine)).ns for each in (machine, changed))
+    assert after <= before + rounding
 
 
 @pytest.mark.parametrize("kind", KINDS)
