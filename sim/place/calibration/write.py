@@ -29,6 +29,7 @@ class Written(NamedTuple):
     topology: Path
     samples: int
     disturbed: float
+    threads: int
     judged: Sequence[Judged]
 
 
@@ -55,7 +56,9 @@ def write_files(taken: Measurements, out: Path) -> Written:
 def _told(taken: Measurements, out: Path, beside: Path, profiled: Profiled) -> Written:
     kept = sum(s.repeats for s in taken.samples)
     disturbed = sum(s.disturbed for s in taken.samples)
-    return Written(out, beside, len(taken.samples), disturbed / max(kept + disturbed, 1), profiled.judged)
+    return Written(
+        out, beside, len(taken.samples), disturbed / max(kept + disturbed, 1), taken.machine.threads, profiled.judged
+    )
 
 
 def tell_fits(done: Written, left_out: int, console: Console) -> None:
@@ -78,6 +81,8 @@ def tell_fits(done: Written, left_out: int, console: Console) -> None:
             f"others used the machine: {100 * done.disturbed:.0f} % of the batches were disturbed and are not counted; "
             "an idle machine gives better numbers"
         )
+        if done.threads > 1:
+            console.print("what several threads take then may be far off; --threads 1 takes CPU time")
     console.print(f"{done.device} and {done.topology}: {done.samples} measurements; use them with", soft_wrap=True)
     console.print(
         f"  tracesim kernel gemm --m 1024 --n 1024 --k 1024 --dtype float32 --device {done.device}", soft_wrap=True
