@@ -26,7 +26,7 @@ How the numbers are defined:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -34,6 +34,7 @@ import msgspec
 from sim.errors import UserError
 from sim.files import write_whole
 from sim.ops import Category, CollectiveKind
+from sim.report.cover import Cover
 from sim.report.steps import (
     UNMARKED,
     RankView,
@@ -47,6 +48,7 @@ from sim.timeline import CollectiveInfo, DurationSource, RankInfo, Span, Step, T
 from sim.units import ms_from_ns
 
 TOP_OPS = 10
+LEFT_BEHIND = 1.05  # a step's own device work by its length, from which on the host is said to run away from it
 
 
 class Breakdown(msgspec.Struct, frozen=True):
@@ -302,7 +304,7 @@ def summarize(
         ranks_replayed=len(distinct),
         ops=len(timeline.spans) + len(timeline.memory) if ops is None else ops,
         replay_seconds=replay_seconds,
-        warnings=_warnings(timeline, measured),
+        warnings=_warnings(timeline, measured, busiest),
     )
 
 
@@ -534,10 +536,23 @@ def _out_of_memory(timeline: Timeline) -> tuple[OutOfMemoryRow, ...]:
     )
 
 
-def _warnings(timeline: Timeline, measured: Timeline | None) -> tuple[str, ...]:
+def _warnings(timeline: Timeline, measured: Timeline | None, busiest: RankView) -> tuple[str, ...]:
     """Those of both timelines, each once, in their order, and what this telling had to assume."""
     told = dict.fromkeys(timeline.warnings)
     told.update(dict.fromkeys(measured.warnings if measured is not None else ()))
     if not timeline.steps:
         told["no step is marked: the whole run is told as one step"] = None
+    told.update(dict.fromkeys(_left_behind(busiest)))
     return tuple(told)
+
+
+def _left_behind(view: RankView) -> Iterator[str]:
+    """Steps that end on the host long before the device has done what they launched: no pace that lasts."""
+    launched = Cover((span.start_ns, span.end_ns) for span in view.in_steps())
+    busy = sum(end - begin for begin, end in launched.intervals())
+    steps = sum(step.duration_ns for step in view.steps)
+    if busy > LEFT_BEHIND * steps > 0:
+        yield (
+            f"the host does not wait for the device at a step's end: what a step launches keeps it busy for "
+            f"{ms_from_ns(busy / len(view.steps)):.2f} ms, and steps in a row take no less"
+        )

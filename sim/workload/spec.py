@@ -84,8 +84,11 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return "pp=" in self.parallel
 
     def on_one_gpu(self) -> SynthSpec:
-        """The same step without a plan; micro-batches that a forward pipelines are one batch."""
-        plain = {field: _DEFAULTS[field] for field in ("parallel", "schedule", "stages_per_rank", "stage_layers")}
+        """The same step without a plan; micro-batches that a forward pipelines are one batch.  What FSDP computes in
+        lower precision than it keeps, one GPU does with master weights."""
+        plain = {field: _DEFAULTS[field] for field in _PLAN_FIELDS}
+        if self.fsdp_dtype not in (None, "float32") and self.parameter_dtype == "float32":
+            plain |= {"dtype": self.fsdp_dtype, "master_weights": self.optimizer != "none"}
         if not self.training:
             plain |= {"batch": self.batch * self.micro_batches, "micro_batches": 1}
         return msgspec.structs.replace(self, **plain)
@@ -175,6 +178,10 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in msgspec.structs.fields(SynthSpec)}
+_PLAN_FIELDS = (
+    "parallel", "sequence_parallel", "bucket_mib", "gradient_as_bucket_view", "reshard_after_forward", "fsdp_dtype",
+    "fsdp_reduce_dtype", "schedule", "stages_per_rank", "stage_layers",
+)  # fmt: skip
 _TRAINING_FIELDS = (
     "autocast", "loss_scaling", "master_weights", "optimizer", "optimizer_kernels", "momentum", "max_grad_norm",
     "micro_batches", "checkpoint", "schedule", "stages_per_rank", "gradient_as_bucket_view", "bucket_mib",

@@ -61,6 +61,24 @@ def test_device_work_belongs_to_the_step_that_launched_it() -> None:
     assert [rank.kernel_ms for rank in s.ranks] == [10.5, 5.5]
 
 
+def test_a_host_that_does_not_wait_is_told() -> None:
+    # Two steps of 10 ms launch 12 and 13 ms of device work, side by side for 1 ms: 24 ms in 20, or 12 a step.
+    s = Sketch(1)
+    s.step(0, 0, 0, 10)
+    s.step(0, 1, 10, 20)
+    s.work(0, 1, 13, "gemm", launch=s.call(0, 0, 1))
+    s.work(0, 12, 25, "copy", "memcpy", launch=s.call(0, 10, 11))
+    (warning,) = summarize(s.timeline()).warnings
+    assert "does not wait" in warning and "12.00 ms" in warning
+
+
+def test_a_host_that_runs_a_little_ahead_is_not() -> None:
+    s = Sketch(1)
+    s.step(0, 0, 0, 10)
+    s.work(0, 1, 11, "gemm", launch=s.call(0, 0, 1))
+    assert summarize(s.timeline()).warnings == ()
+
+
 def test_work_that_no_step_launched_belongs_to_none() -> None:
     s = Sketch(1)
     s.step(0, 0, 10, 20)

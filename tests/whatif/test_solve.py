@@ -131,9 +131,19 @@ def test_scaling_takes_the_input_or_the_step_it_was_made_from(tmp_path: Path) ->
     # Both ask for the same eight ranks; one GPU's step is the input in the one, synthesized anew in the other.
     spec = {"model": "gpt2", "batch": 1, "seq": 64, "mode": "train"}
     told = []
-    for name, extra in (("one", {}), ("two", {"parallel": "dp=2"})):
+    for name, extra in (("one", {}), ("two", {"parallel": "dp=2", "bucket_mib": 1.0})):
         path = tmp_path / f"{name}.workload.json.gz"
         write(synthesize(SynthSpec(**spec, **extra)), path)
         told.append(one_gpu([path], "" if extra else "dp=2"))
     assert told[0][1] == told[1][1] == 2
     assert told[0][0].programs == told[1][0].programs
+
+
+def test_scaling_of_mixed_precision_is_against_one_gpu_that_computes_so_too(tmp_path: Path) -> None:
+    path = tmp_path / "sharded.workload.json.gz"
+    spec = SynthSpec("gpt2", batch=1, seq=64, mode="train", parallel="fsdp=2", fsdp_dtype="bfloat16")
+    write(synthesize(spec), path)
+    graph, batches = one_gpu([path], "")
+    assert batches == 2 and len(graph.ranks) == 1
+    products = [work for work in graph.works if work.op == "aten::mm"]
+    assert products and all(work.inputs[0].dtype == "bfloat16" for work in products)
