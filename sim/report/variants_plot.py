@@ -29,6 +29,9 @@ _PARTS = (
 _UNITS = {"_gb_s": "GB/s", "_us": "µs", "_gib": "GiB", "_mib": "MiB", "_w": "W"}
 # From here on the values are as far apart as a straight scale shows badly.
 _LOG_FROM = 4
+# What a legend may be wide, in characters of its font: half of the picture; and what a marker takes of it.
+_LEGEND_CHARACTERS = 84
+_MARKER_CHARACTERS = 6
 
 
 def check_plot_name(path: Path) -> None:
@@ -45,6 +48,11 @@ def write_plot(told: WhatIf, path: Path) -> None:
     written.
     """
     check_plot_name(path)
+    write_whole(path, _png(draw(told)))
+
+
+def draw(told: WhatIf) -> Figure:
+    """The picture, before it is a file."""
     numeric = next((name for name in told.base.values if _is_numeric(told, name)), None)
     bars = min(len(told.rows) + 1, MOST_BARS)
     figure = Figure(figsize=(12 if numeric else 9, max(5.0, 1.6 + 0.3 * bars)), dpi=_DPI, layout="constrained")
@@ -53,7 +61,7 @@ def write_plot(told: WhatIf, path: Path) -> None:
         _draw_lines(panels[0], told, numeric)
     _draw_bars(panels[-1], told)
     figure.suptitle(f"{told.name} on {told.base.topology}", fontsize=13)
-    write_whole(path, _png(figure))
+    return figure
 
 
 def _is_numeric(told: WhatIf, name: str) -> bool:
@@ -108,9 +116,15 @@ def _explain_lines(panel: Any, others: Sequence[str], base: Value) -> None:
         handles.append(Line2D([], [], color="grey", linestyle=":", label=f"base: {value_text(base)}"))
     if len(others) > 1:
         handles += [Patch(color=c, label=name) for name, c in zip(others, _COLOURS, strict=False)]
+    _legend_above(panel, handles)
+
+
+def _legend_above(panel: Any, handles: Sequence[Any]) -> None:
+    """A legend over the panel with no more columns than its half of the picture is wide."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
     panel.legend(
-        handles=handles, fontsize=9, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3,
-        columnspacing=1.0,
+        handles=handles, fontsize=9, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0),
+        ncols=max(1, _LEGEND_CHARACTERS // (longest + _MARKER_CHARACTERS)), columnspacing=1.0,
     )  # fmt: skip
 
 
@@ -154,7 +168,7 @@ def _draw_bars(panel: Any, told: WhatIf) -> None:
     hidden = len(told.rows) + 1 - len(rows)
     if hidden:
         panel.set_title(f"the first {MOST_BARS} rows; {hidden} more in the table", fontsize=9, loc="right")
-    panel.legend(fontsize=9, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, columnspacing=1.0)
+    _legend_above(panel, panel.get_legend_handles_labels()[0])
 
 
 def _labels(rows: Sequence[Variant]) -> list[str]:
