@@ -179,10 +179,10 @@ def test_a_batch_of_zero(refused: Callable[..., str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--topology", "a5000x1"], "GPUs 0 to 0"),
+        (["--topology", "a5000x1"], "has 2 ranks, a5000x1 only 1 GPU"),
         (["--topology", "a5000x8", "--gpus", "1"], "names 1 GPUs for the 2 ranks"),
         (["--topology", "a5000x8", "--gpus", "1,1"], "named twice"),
-        (["--topology", "a5000x8", "--gpus", "1,8"], "not 8"),
+        (["--topology", "a5000x8", "--gpus", "1,8"], "a5000x8 has no GPU 8, its GPUs are 0 to 7"),
         (["--topology", "a5000x8", "--gpus", "a"], "whole numbers"),
         (["--topology", "a5000x8", "--gpus", "²"], "whole numbers"),
         (["--topology", "a5000x8", "--gpus", "9" * 5000], "whole numbers"),

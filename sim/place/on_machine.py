@@ -67,11 +67,15 @@ def place_on_machine(graph: OpGraph, machine: Machine, gpus: Sequence[int] = (),
 def _chosen(graph: OpGraph, machine: Machine, wanted: Sequence[int]) -> tuple[Gpu, ...]:
     count = len(graph.ranks)
     indices = tuple(wanted) or tuple(range(count))
+    there = len(machine.gpus)
+    if len(indices) == count > there:
+        gpus = "1 GPU" if there == 1 else f"{there} GPUs"
+        raise UserError(f"{graph.name} has {count} ranks, {machine.name} only {gpus}; choose a larger --topology")
     for index in indices:
-        if not 0 <= index < len(machine.gpus):
+        if not 0 <= index < there:
             raise UserError(
-                f"{machine.name} has GPUs 0 to {len(machine.gpus) - 1}, not {index}: {graph.name} has {count} ranks; "
-                f"choose GPUs with --gpus or a larger --topology"
+                f"{machine.name} has no GPU {index}, its GPUs are 0 to {there - 1}; choose others with --gpus, or a "
+                f"larger --topology"
             )
     if len(set(indices)) != len(indices):
         raise UserError(f"--gpus {','.join(map(str, indices))}: a GPU is named twice")

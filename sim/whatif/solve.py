@@ -148,7 +148,7 @@ def _base_value(topology: str, settings: Mapping[str, str], path: str) -> tuple[
         try:
             value = load_topology(topology, {**settings, path: "1"}).changes[-1].before
         except InputError:
-            value = None  # not even 1 can be a value: the path holds no number
+            raise UserError(f"--solve {path}: holds no number to search from; give a path that does") from None
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
         raise UserError(f"--solve {path}: {value!r} is no number above 0 to search from; --set one first")
     return float(value), isinstance(value, int) and path not in settings

@@ -101,7 +101,7 @@ def test_what_is_no_target(target: str, words: str) -> None:
     ("path", "words"),
     [
         ("links.rang.bandwidth_gb_s", "did you mean 'links.ring.bandwidth_gb_s'"),
-        ("links.ring.kind", "is no number above 0"),
+        ("links.ring.kind", "holds no number"),
         ("nccl.NCCL_P2P_DISABLE", "is no number above 0"),
     ],
 )

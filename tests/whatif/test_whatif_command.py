@@ -114,7 +114,7 @@ def test_base_and_rows_side_by_side(run: Run, job: Path, tmp_path: Path) -> None
         (["--vary", f"{PCIE}=-3"], f"{PCIE}: must be > 0, found -3"),
         (["--vary", f"{PCIE}=8", "--plot", "x.pdf"], "x.pdf: the plot is a PNG"),
         (["--vary", f"{PCIE}=8", "--timeline", "x.txt"], "x.txt"),
-        (["--vary", "topology=a5000x8,a5000x1"], "choose GPUs with --gpus or a larger --topology"),
+        (["--vary", "topology=a5000x8,a5000x1"], "layers has 8 ranks, a5000x1 only 1 GPU; choose a larger --topology"),
         (["--vary", f"{PCIE}=8", "--gpus", "0"], "names 1 GPUs for the 8 ranks"),
     ],
 )

@@ -41,4 +41,4 @@ def test_more_ranks_than_gpus_are_one_line(run: Run, workload: Path) -> None:
     code, _, error = run("replay", workload, "--topology", "a5000x1")
     assert code == 2
     assert error.count("\n") == 1
-    assert "has 2 ranks; choose GPUs with --gpus or a larger --topology" in error
+    assert "has 2 ranks, a5000x1 only 1 GPU; choose a larger --topology" in error
