@@ -34,8 +34,9 @@ def encode_rows(rows: Sequence[CollectiveTimeRow]) -> bytes:
 
 def render_rows(rows: Sequence[CollectiveTimeRow], console: Console) -> None:
     """A table, and below it what is to be known of the numbers."""
-    columns = [Column("collective"), number_column("bytes"), number_column("ranks"), Column("how"), number_column("us")]
-    table: Table = plain_table(*columns, number_column("algbw GB/s"), number_column("busbw GB/s"))
+    how = Column("how", no_wrap=True)
+    columns = [Column("collective"), number_column("bytes"), number_column("ranks"), how, number_column("us")]
+    table: Table = plain_table(*columns, number_column("algbw\nGB/s"), number_column("busbw\nGB/s"))
     for row in rows:
         table.add_row(
             row.kind, format_bytes(row.bytes), str(row.ranks), f"{row.algorithm}, {row.protocol}",
