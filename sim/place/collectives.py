@@ -19,7 +19,7 @@ from sim.ops import CollectiveKind
 from sim.place import nccl_tables as tables
 from sim.place.collectives_measured import Reading, read_curve
 from sim.place.nccl_search import Rings, bus_bandwidth, find_rings, link_demand, most_on_a_host
-from sim.place.nccl_time import Ask, Cost, choose, cost, hop_us
+from sim.place.nccl_time import CHAINED, FALLBACK_NOTE, Ask, Cost, candidates, choose, cost, hop_us
 from sim.topology.machine import Gpu, Machine, Route
 from sim.units import ns_from_us
 
@@ -139,9 +139,18 @@ def _rings(machine: Machine, gpus: tuple[int, ...]) -> Rings:
     return find_rings(machine, tuple(machine.gpus[g] for g in sorted(gpus)))
 
 
+@lru_cache(maxsize=512)
+def _chains(machine: Machine, gpus: tuple[int, ...]) -> Rings:
+    """The rings with the bandwidth that they have cut open: the last rank sends nothing on to the first."""
+    rings = _rings(machine, gpus)
+    lane, bus, one_way = bus_bandwidth(machine, rings.orders, rings.chain_hops)
+    return replace(rings, bound=lane, bus_gb_s=bus, one_way_gb_s=one_way)
+
+
 def _ask(machine: Machine, kind: str, nbytes: int, gpus: tuple[int, ...]) -> Ask:
     members: tuple[Gpu, ...] = tuple(machine.gpus[g] for g in sorted(gpus))
-    return Ask(machine, kind, nbytes, members, _rings(machine, tuple(sorted(gpus))))
+    found = _chains if kind in CHAINED else _rings
+    return Ask(machine, kind, nbytes, members, found(machine, tuple(sorted(gpus))))
 
 
 def _nccl(machine: Machine, kind: CollectiveKind, nbytes: int, gpus: tuple[int, ...]) -> CollectivePlan:
@@ -155,6 +164,8 @@ def _nccl(machine: Machine, kind: CollectiveKind, nbytes: int, gpus: tuple[int, 
         latency, transfer, note = modelled.latency_us, modelled.transfer_us, ""
     else:
         latency, transfer, note = _on_this_host(machine, ask, modelled, reading, gpus)
+    if not candidates(ask):
+        note = f"{FALLBACK_NOTE}; {note}" if note else FALLBACK_NOTE
     latency_ns, transfer_ns = ns_from_us(latency), ns_from_us(transfer)
     return CollectivePlan(
         kind=kind,
@@ -202,7 +213,7 @@ def _on_this_host(
     latency = max(reading.latency_us + modelled.latency_us - was.latency_us, 0.0)
     if abs(ratio - 1) < 1e-9 and abs(latency - reading.latency_us) < 1e-9:
         return reading.latency_us, reading.transfer_us, f"{reading.note}; no ring uses what was changed"
-    scaled = f"{reading.note}; its transfer scaled by {ratio:.3g} for the changed links (bound by {modelled.bound})"
+    scaled = f"{reading.note}; its transfer scaled by {ratio:.3g} for what was changed (bound by {modelled.bound})"
     return latency, reading.transfer_us * ratio, scaled
 
 
@@ -218,7 +229,7 @@ def _loads(ask: Ask, algorithm: str) -> Loads:
     share = ask.nbytes / len(ask.rings.orders)
     if algorithm == "tree":
         crossings = ask.rings.tree_crossings
-    elif ask.kind in ("broadcast", "reduce"):
+    elif ask.kind in CHAINED:
         crossings = ask.rings.chain_crossings
     else:
         crossings, share = ask.rings.crossings, share * ask.hops / ask.ranks
@@ -297,7 +308,7 @@ def _textbook(machine: Machine, kind: CollectiveKind, nbytes: int, gpus: tuple[i
     ratio = ring.transfer_ns / was.transfer_ns if was.transfer_ns else 1.0
     latency_ns = max(ns_from_us(reading.latency_us) + ring.latency_ns - was.latency_ns, 0)
     transfer_ns = round(ns_from_us(reading.transfer_us) * ratio)
-    scaled = "" if ratio == 1.0 else f"; its transfer scaled by {ratio:.3g} for the changed links"
+    scaled = "" if ratio == 1.0 else f"; its transfer scaled by {ratio:.3g} for what was changed"
     return replace(
         ring, latency_ns=latency_ns, transfer_ns=transfer_ns, call_ns=latency_ns + transfer_ns, source="profile",
         note=reading.note + scaled,
@@ -310,9 +321,9 @@ def _ring(machine: Machine, kind: CollectiveKind, nbytes: int, gpus: tuple[int, 
     names = [machine.gpus[g].name for g in gpus]
     routes = tuple(machine.route(a, b) for a, b in zip(names, (*names[1:], names[0]), strict=True))
     orders = (tuple(names),)
-    rings = Rings(orders, 0.0, 1, routes, *bus_bandwidth(machine, orders, routes))
+    chained = kind in CHAINED
+    rings = Rings(orders, 0.0, 1, routes, *bus_bandwidth(machine, orders, routes[:-1] if chained else routes))
     ask = Ask(machine, kind, nbytes, tuple(machine.gpus[g] for g in gpus), rings)
-    chained = kind in ("broadcast", "reduce")
     steps = ranks - 1 if chained else ask.hops
     latency_ns = ns_from_us(steps * max(route.latency_us for route in routes))
     transfer_ns = ceil(nbytes * (1 if chained else steps / ranks) / rings.bus_gb_s)

@@ -77,9 +77,14 @@ class Rings:
         back = Counter(hop.link.lane(hop.end) for hop in self._chain())
         return dict(sorted((back + Counter(self.chain_crossings)).items()))
 
-    def _chain(self) -> Iterator[Hop]:
+    @cached_property
+    def chain_hops(self) -> tuple[Route, ...]:
+        """The hops of the rings cut open before they close."""
         ranks = len(self.orders[0])
-        return (hop for place, route in enumerate(self.hops) if place % ranks < ranks - 1 for hop in route.hops)
+        return tuple(route for place, route in enumerate(self.hops) if place % ranks < ranks - 1)
+
+    def _chain(self) -> Iterator[Hop]:
+        return (hop for route in self.chain_hops for hop in route.hops)
 
     @cached_property
     def paths(self) -> dict[PathClass, int]:

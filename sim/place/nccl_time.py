@@ -20,6 +20,11 @@ from sim.topology.machine import Gpu, Machine, PathClass
 # 3.1 us on 8 x A100 behind NVSwitches against 1.9 us on V100s linked directly (ABCI, public benchmark report).
 # LL waits for it at every hop, Simple at every slice: its fence lasts until the writes have arrived.
 NVSWITCH_EXCHANGE_US = 1.2
+# Kinds whose data go along the ring once and stop before it closes.
+CHAINED = ("broadcast", "reduce")
+# What is taken where NCCL_ALGO and NCCL_PROTO allow only what this machine cannot run.
+FALLBACK: tuple[Algorithm, Protocol] = ("ring", "simple")
+FALLBACK_NOTE = "nothing that NCCL_ALGO and NCCL_PROTO allow can run here: ring, simple is taken instead"
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Cost:
 
 def choose(ask: Ask) -> tuple[Algorithm, Protocol]:
     """What NCCL runs: the least expected time of what is possible and allowed; ties go to the first in its order."""
-    options = list(candidates(ask))
+    options = candidates(ask) or [FALLBACK]
     return min(options, key=lambda option: expected_us(ask, *option))
 
 
@@ -89,7 +94,7 @@ def candidates(ask: Ask) -> list[tuple[Algorithm, Protocol]]:
             known = protocol in tables.BASE_US[algorithm] and protocol in settings.protocols
             if known and (protocol != "ll128" or _ll128(ask)):
                 found.append((algorithm, protocol))
-    return found or [("ring", "simple")]
+    return found
 
 
 def _nvls(ask: Ask) -> bool:
@@ -185,7 +190,7 @@ def _expected_latency(ask: Ask, algorithm: Algorithm, protocol: Protocol) -> flo
     hosts = ask.rings.hosts
     if algorithm == "tree":
         return base + 2 * ((ask.ranks / hosts - 1) * hop + int(log2(hosts)) * across)
-    if ask.kind in ("broadcast", "reduce"):
+    if ask.kind in CHAINED:
         return base + (across if hosts > 1 else hop)
     between = 0 if hosts == 1 else 2 * hosts if ask.kind == "all_reduce" else hosts - 1
     return base + max(ask.hops - between, 0) * hop + between * across
@@ -213,7 +218,7 @@ def cost(ask: Ask, algorithm: Algorithm, protocol: Protocol) -> Cost:
 
 def _turns(ask: Ask, *, received: bool = True) -> float:
     """Turns that each rank takes one after another: a send a step, and at last one that only receives."""
-    if ask.kind in ("broadcast", "reduce"):
+    if ask.kind in CHAINED:
         return 1.0 if ask.rings.hosts == 1 else float(ask.rings.hosts)
     return ask.hops + (1 if received else 0)
 
@@ -256,7 +261,7 @@ def _simple_cost(ask: Ask, lane: str, bus: float) -> Cost:
     crossing = ask.nbytes * ask.hops / ask.ranks
     lost = crossing / bus / 1e3 - crossing / ask.rings.one_way_gb_s / 1e3
     latency = tables.BASE_US["ring"]["simple"] + max(handover - lost, 0.0)
-    chained = ask.kind in ("broadcast", "reduce")
+    chained = ask.kind in CHAINED
     if ask.rings.hardware == "nvlink" and ask.rings.hosts == 1 and not chained:
         crossing *= turns / ask.hops
     return Cost(latency, crossing / bus / 1e3, lane)
@@ -267,7 +272,7 @@ def _ll128_cost(ask: Ask, lane: str, bus: float) -> Cost:
 
     All ranks take their turns in step, so the three do not overlap.  A chain (broadcast, reduce) passes everything on.
     """
-    pieces = 1 if ask.kind in ("broadcast", "reduce") else ask.ranks
+    pieces = 1 if ask.kind in CHAINED else ask.ranks
     turns = float(ask.ranks) if pieces == 1 else _turns(ask)
     channels = ask.rings.channels
     grains = ceil(ask.nbytes / (channels * pieces * tables.LL128_GRAIN))

@@ -486,3 +486,19 @@ def test_a_broadcast_does_not_close_the_ring() -> None:
     assert "pcie:cpu0>gpu0" not in loads
     assert set(loads.values()) == {MIB}
     assert len(loads) == 6
+
+
+def test_a_broadcast_between_two_cards_uses_each_link_one_way_only() -> None:
+    # 64 MiB over 24 GB/s: 67,108,864 / 24 = 2,796,203 ns; not 18.3, which a link has with both directions busy.
+    for kind in ("broadcast", "reduce"):
+        assert plan(load_topology("a5000x2"), kind, 64 * MIB, (0, 1)).transfer_ns == 2_796_203
+        # The inner ones of four receive and send: 67,108,864 / (24 x 0.7625) = 3,667,151 ns.
+        assert plan(load_topology("a5000x4"), kind, 64 * MIB, (0, 1, 2, 3)).transfer_ns == 3_667_151
+
+
+def test_a_setting_that_leaves_nothing_to_run_is_told() -> None:
+    machine = load_topology("dgx-a100", {"nccl.NCCL_ALGO": "NVLS"})
+    made = plan(machine, "all_reduce", MIB, (0, 1, 2, 3))
+    assert (made.algorithm, made.protocol) == ("ring", "simple")
+    assert "NCCL_ALGO" in made.note and "ring, simple" in made.note
+    assert plan(load_topology("dgx-a100"), "all_reduce", MIB, (0, 1, 2, 3)).note == ""
