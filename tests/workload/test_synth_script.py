@@ -438,11 +438,14 @@ def test_a_side_stream_and_its_waits_are_written_down(tmp_path: Path) -> None:
 
 
 def test_pretrained_models_are_built_without_weights(tmp_path: Path) -> None:
+    # GPT-2 with one of its twelve layers: 124439808 - 11 x 7087872 = 46473216.
     folder, path = model_folder(tmp_path / "model", "llama"), tmp_path / "train.py"
     path.write_text(f"""
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel
+assert AutoConfig.from_pretrained("gpt2", n_layer=3).to_dict()["n_layer"] == 3
 assert AutoConfig.from_pretrained("gpt2").n_embd == 768
+assert AutoModelForCausalLM.from_pretrained("gpt2", n_layer=1).num_parameters() == 46473216
 small = GPT2LMHeadModel.from_pretrained("gpt2", torch_dtype="float16")
 assert small.num_parameters() == 124439808 and small.lm_head.weight is small.transformer.wte.weight
 model = AutoModelForCausalLM.from_pretrained({folder!r}, torch_dtype=torch.bfloat16, device_map="auto").train()
@@ -454,7 +457,7 @@ for _ in range(2):
     optimizer.zero_grad()
 """)
     graph = of_script(path)
-    assert [told.partition(" at ")[0] for told in graph.warnings] == ["gpt2", folder]
+    assert [told.partition(" at ")[0] for told in graph.warnings] == ["gpt2", "gpt2", folder]
     assert all("built from its configuration" in told for told in graph.warnings)
     assert "aten::_scaled_dot_product_flash_attention" in [name for name, _, _ in kernels(graph)]
 

@@ -22,6 +22,12 @@ import torch
 from sim.workload.cards import find_config, shipped_cards
 from sim.workload.script.recorder import ScriptRecorder
 
+_OF_LOADING = {
+    "cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
+    "trust_remote_code",
+}  # fmt: skip
+"""What from_pretrained is told of a hub and of files, and takes away before it makes a configuration."""
+
 Change = Callable[[types.ModuleType, contextlib.ExitStack], None]
 
 
@@ -82,7 +88,10 @@ def _configurations(module: types.ModuleType, stack: contextlib.ExitStack) -> No
     load = module.AutoConfig.from_pretrained
 
     def from_pretrained(cls: Any, name: Any, *args: Any, **kwargs: Any) -> Any:
-        return load(name, *args, **kwargs) if _is_elsewhere(name) else find_config(str(name))
+        if _is_elsewhere(name):
+            return load(name, *args, **kwargs)
+        card = find_config(str(name))  # whose fields the script may change, and ask back what are none
+        return type(card).from_dict(card.to_dict(), **{k: v for k, v in kwargs.items() if k not in _OF_LOADING})
 
     _put(stack, module.AutoConfig, "from_pretrained", classmethod(from_pretrained))
 
