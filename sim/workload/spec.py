@@ -123,6 +123,8 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 yield f"--momentum {self.momentum:g}: is an option of --optimizer sgd, not of {self.optimizer}"
             if self.optimizer == "adafactor" and self.optimizer_kernels == "fused":
                 yield "--optimizer-kernels fused: PyTorch has no fused Adafactor; choose foreach or for-loop"
+            if self.optimizer == "adafactor" and ("fsdp=" in self.parallel or "tp=" in self.parallel):
+                yield f"--optimizer adafactor: PyTorch's cannot step what --parallel {self.parallel} shards"
             return
         for field in _TRAINING_FIELDS:
             if field == "micro_batches" and self.pipelined:

@@ -146,3 +146,12 @@ def test_ctrl_c_stops_it_wherever_it_falls(
     assert ended.value.code == 130 and not out.exists()
     assert 20 <= calls <= 60 and "Exception ignored" not in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("parallel", ["fsdp=2", "tp=2", "dp=2,tp=2"])
+def test_adafactor_does_not_update_what_is_sharded(parallel: str) -> None:
+    """PyTorch's asks DTensor for an in-place product of partial norms, which it refuses; with dp alone it runs."""
+    told = f"--optimizer adafactor: PyTorch's cannot step what --parallel {parallel} shards"
+    with pytest.raises(UserError, match=told):
+        SynthSpec("gpt2", 1, mode="train", optimizer="adafactor", parallel=parallel).check()
+    SynthSpec("gpt2", 1, mode="train", optimizer="adafactor", parallel="dp=2").check()
