@@ -232,14 +232,18 @@ def no_garbage_collection() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Advice of PyTorch's to whoever wrote the model and the mesh: not for whoever synthesizes a step."""
-    logger = logging.getLogger("torch.distributed.tensor._redistribute")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "FSDP2-wrapped module")
-        yield
-    logger.setLevel(level)
+    """Advice of PyTorch's and transformers' to whoever wrote the model and the mesh: not for who asks for a step."""
+    loggers = [logging.getLogger(name) for name in ("torch.distributed.tensor._redistribute", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager
