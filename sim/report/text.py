@@ -75,8 +75,8 @@ def render_comparison(rows: Sequence[ComparisonRow], console: Console) -> None:
     console.print(table if beside else _comparison(rows, files=False))
     console.print(Text("times in ms a step; what is missing to the step is exposed memcpy", style="dim"))
     for row in rows:
-        for event in row.summary.out_of_memory_at[:1]:
-            console.print(Text(f"{row.name}: {_does_not_fit(event)}", style="bold red"))
+        if row.summary.out_of_memory_at:
+            console.print(Text(f"{row.name}: {_out_of_memory(row.summary)}", style="bold red"))
     if not beside:
         console.print("open in https://ui.perfetto.dev:")
         for row in rows:
@@ -98,8 +98,8 @@ def _comparison(rows: Sequence[ComparisonRow], *, files: bool) -> Table:
 
 
 def _verdict(summary: Summary, console: Console) -> None:
-    for event in summary.out_of_memory_at[:1]:
-        console.print(Text(_does_not_fit(event), style="bold red"))
+    if summary.out_of_memory_at:
+        console.print(Text(_out_of_memory(summary), style="bold red"))
     if len(summary.out_of_memory_at) > 1:
         console.print(Text(f"  and {len(summary.out_of_memory_at) - 1} more ranks", style="red"))
     what = "the run" if _is_unmarked(summary) else "a step"
@@ -150,10 +150,20 @@ def _is_unmarked(summary: Summary) -> bool:
     return all(step.name == UNMARKED for step in summary.per_step)
 
 
-def _does_not_fit(event: OutOfMemoryRow) -> str:
+def _out_of_memory(summary: Summary) -> str:
+    """By how much the job does not fit, on the rank that lacks most, and the first request there that found no place.
+
+    A replay that stopped at that request knows only what was missing for it.
+    """
+    reserved = {rank.rank: rank.peak_reserved_bytes or 0 for rank in summary.ranks}
+
+    def missing(event: OutOfMemoryRow) -> int:
+        return max(event.short_bytes, reserved.get(event.rank, 0) - event.capacity_bytes)
+
+    event = max(summary.out_of_memory_at, key=missing)  # of equals the first
     where = f"rank {event.rank} ({', '.join(name for name in (event.device, event.device_name) if name)})"
     return (
-        f"Out of memory: {format_bytes(event.short_bytes)} short on {where}: {event.op or 'an op'} asks for "
+        f"Out of memory: {format_bytes(missing(event))} short on {where}: {event.op or 'an op'} asks for "
         f"{format_bytes(event.requested_bytes)} where {format_bytes(event.reserved_bytes)} of "
         f"{format_bytes(event.capacity_bytes)} are reserved ({format_bytes(event.allocated_bytes)} allocated, "
         f"{format_bytes(event.reserved_bytes - event.allocated_bytes)} cached but unusable)"
@@ -344,8 +354,16 @@ def _energy(summary: Summary, console: Console) -> None:
     if summary.energy_j is None:
         return
     token = summary.energy_j_per_token
-    each = "" if token is None else f", {1e3 * token:.3g} mJ a token"
-    console.print(f"energy of the GPUs, an estimate from their board power: {summary.energy_j:.4g} J a step{each}")
+    each = "" if token is None else f", {_joules(token)} a token"
+    console.print(f"energy of the GPUs, an estimate from their board power: {_joules(summary.energy_j)} a step{each}")
+
+
+def _joules(energy_j: float) -> str:
+    """``28.8 J``, ``107 kJ``, ``14.9 mJ``: three digits, in the unit that keeps them before the exponent."""
+    for unit, size in (("MJ", 1e6), ("kJ", 1e3), ("J", 1.0), ("mJ", 1e-3)):
+        if energy_j >= 0.9995 * size:
+            return f"{energy_j / size:#.3g}".rstrip(".") + f" {unit}"
+    return f"{1e3 * energy_j:.3g} mJ"
 
 
 def _plain(name: str) -> Text:

@@ -11,7 +11,7 @@ from rich.console import Console
 from told_timelines import GIB, MS, Sketch, collective, out_of_memory, two_ranks, two_ranks_measured
 
 from sim.report.summary import Summary, summarize
-from sim.report.text import ComparisonRow, render_comparison, render_summary
+from sim.report.text import ComparisonRow, _joules, render_comparison, render_summary
 from sim.timeline import MemorySample, Step
 
 
@@ -41,6 +41,7 @@ def test_what_would_be_needed_is_said_where_the_replay_went_on() -> None:
     memory = (MemorySample(0, 5 * MS, 26 * GIB, 26 * GIB),)
     s = summarize(msgspec.structs.replace(out_of_memory(), memory=memory))
     text = " ".join(" ".join(lines_of(s)).split())
+    assert text.startswith("Out of memory: 2.00 GiB short on rank 0")  # 26 - 24, as the first request
     assert "the run takes 5.00 ms on NVIDIA RTX A5000 and would need 26.00 of 24.00 GiB" in text
     assert "26.00 / 24.00" in comparison_text(summarize(two_ranks()), s).decode()
 
@@ -117,6 +118,28 @@ def test_names_are_not_markup() -> None:
     summary = summarize(s.timeline(warnings=("[link=x]odd[/link] [memory]",)))
     assert line_with(summary, "kernel[bold red]<int>[/bold red]")
     assert line_with(summary, "[link=x]odd[/link] [memory]")
+
+
+def test_what_is_missing_in_all_comes_first() -> None:
+    """The first request lacked 2 GiB; the replay went on to 30 of 24: 6 GiB."""
+    memory = (MemorySample(0, 5 * MS, 30 * GIB, 30 * GIB),)
+    s = summarize(msgspec.structs.replace(out_of_memory(), memory=memory))
+    assert lines_of(s)[0].startswith("Out of memory: 6.00 GiB short on rank 0 (gpu0, NVIDIA RTX A5000): aten::mm asks")
+
+
+@pytest.mark.parametrize(
+    ("energy_j", "told"),
+    [
+        (107300.0, "107 kJ"),
+        (6.55, "6.55 J"),
+        (999.6, "1.00 kJ"),
+        (120.4, "120 J"),
+        (0.0149, "14.9 mJ"),
+        (3e-5, "0.03 mJ"),
+    ],
+)
+def test_an_energy_is_told_without_an_exponent(energy_j: float, told: str) -> None:
+    assert _joules(energy_j) == told
 
 
 def test_a_terminal_without_unicode_gets_ascii() -> None:

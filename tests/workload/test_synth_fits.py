@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from logging import Handler, LogRecord
 from pathlib import Path
 
 import pytest
+from transformers.utils import logging
 
 from tests.conftest import Run
 from tests.workload.tiny_models import model_folder
@@ -32,6 +34,8 @@ def test_weights_that_do_not_fit_even_sharded_are_answered_by_how_much(run: Run,
     code, out, _ = run("replay", workload, "--topology", "a5000x2")
     assert code == 0
     assert out.startswith("Out of memory: ")
+    short = float(out.removeprefix("Out of memory: ").split()[0])
+    assert short > 16 * PARAMETERS / 2 / 2**30 - 24
     # AdamW in float32 takes 16 bytes a parameter, half of them on each card: 28.41 GiB, and more while it runs.
     needed = float(out.split("would need ")[1].split()[0])
     assert needed > 16 * PARAMETERS / 2 / 2**30 > 24
@@ -42,3 +46,17 @@ def test_more_ranks_than_gpus_are_one_line(run: Run, workload: Path) -> None:
     assert code == 2
     assert error.count("\n") == 1
     assert "has 2 ranks, a5000x1 only 1 GPU; choose a larger --topology" in error
+
+
+def test_advice_of_the_libraries_stays_off_stderr(run: Run, tmp_path: Path) -> None:
+    """transformers warns of GPT-2 that its configuration names no loss, once a process."""
+    logging.warning_once.cache_clear()
+    told: list[LogRecord] = []
+    handler = Handler()
+    handler.emit = told.append  # type: ignore[method-assign]
+    logging.get_logger().addHandler(handler)
+    model = model_folder(tmp_path / "model", "gpt2")
+    plan = ("--mode", "train", "--batch", 1, "--seq", 8, "--out", tmp_path / "a.workload.json.gz")
+    code, _, error = run("synth", model, *plan)
+    logging.get_logger().removeHandler(handler)
+    assert (code, error, told) == (0, "", [])
