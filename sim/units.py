@@ -16,11 +16,6 @@ def ns_from_us(us: float) -> int:
     return round(us * NS_PER_US)
 
 
-def ns_from_seconds(seconds: float) -> int:
-    """Seconds to the nearest nanosecond."""
-    return round(seconds * NS_PER_S)
-
-
 def ms_from_ns(ns: float) -> float:
     """Nanoseconds to milliseconds, unrounded."""
     return ns / NS_PER_MS

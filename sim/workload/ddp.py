@@ -62,11 +62,6 @@ class DataParallel:
             parameter.register_post_accumulate_grad_hook(self._gradient_is_ready)
 
     @property
-    def bucket_bytes(self) -> list[int]:
-        """The sizes of the buckets, in the order in which they are reduced."""
-        return [bucket.flat.nbytes for bucket in self._buckets]
-
-    @property
     def bucket_tensors(self) -> list[torch.Tensor]:
         return [bucket.flat for bucket in self._buckets]
 
