@@ -37,8 +37,8 @@ def test_between_70_and_90_percent_of_what_is_measured_lies_inside(made: Made) -
     assert 0.7 <= fmean(share([one]) for one in covered) <= 0.9
 
 
-def test_of_whole_runs_two_thirds_or_more_lie_inside(made: Made) -> None:
-    """Sixteen of 23: BERT and ResNet50 in half precision trained slower than these programs, 35 to 39 %."""
+def test_of_whole_runs_13_of_20_or_more_lie_inside(made: Made) -> None:
+    """BERT's six rows, 14 to 94 % faster here than there, and one of the published table lie outside."""
     assert share([one for one in made[1] if one.whole_run]) >= 0.65
 
 
