@@ -42,6 +42,11 @@ def test_of_whole_runs_13_of_20_or_more_lie_inside(made: Made) -> None:
     assert share([one for one in made[1] if one.whole_run]) >= 0.65
 
 
+@pytest.mark.xfail(strict=False, reason="13 of 20, 65 %: BERT's six rows and one of the published table outside")
+def test_of_whole_runs_seven_tenths_lie_inside(made: Made) -> None:
+    assert 0.7 <= share([one for one in made[1] if one.whole_run]) <= 0.9
+
+
 def test_no_kind_of_part_is_far_too_sure(made: Made) -> None:
     assert min(share([one]) for one in made[1] if not one.whole_run) >= 0.7
 
