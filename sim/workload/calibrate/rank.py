@@ -68,7 +68,10 @@ class _Place:
                 os.utime(self._file)
 
     def __call__(self, where: str) -> None:
-        self._file.write_text(f"{os.getpid()}\n{where}\n")
+        """Whole or not at all: who watches may read at any moment."""
+        fresh = self._file.with_suffix(".fresh")
+        fresh.write_text(f"{os.getpid()}\n{where}\n")
+        fresh.replace(self._file)
 
 
 class _Rank:
