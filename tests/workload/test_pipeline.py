@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from torch.distributed.pipelining import schedules
 
 import sim
-from sim.cli import _large_enough
+from sim.cli.synth import large_enough
 from sim.errors import UserError
 from sim.graph import OpGraph, Program
 from sim.ops import Alloc, Collective, Free, HostCall, Kernel, Op
@@ -380,7 +380,7 @@ def test_from_the_command_line_to_the_bubble(tmp_path: Path, run: Callable[..., 
 
 @pytest.mark.parametrize(("ranks", "machine"), [(1, "a5000x1"), (4, "a5000x8"), (16, "a5000x8x2-100g"), (17, "FILE")])
 def test_the_hint_names_a_machine_that_is_large_enough(ranks: int, machine: str) -> None:
-    assert _large_enough(ranks).startswith(machine)
+    assert large_enough(ranks).startswith(machine)
 
 
 # What cannot be ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,50 @@
+"""``tracesim collective``: the time of one collective."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+from rich.console import Console
+
+from sim.cli import options
+from sim.cli.telling import tell_result
+from sim.errors import UserError
+
+
+@click.command()
+@click.argument("kind")
+@click.option("--bytes", "sizes", required=True, metavar="N[,N...]", help="Size of the whole tensor in bytes.")
+@click.option("--ranks", type=int, required=True, help="How many GPUs take part: the first ones, or those of --gpus.")
+@options.topology
+@options.gpus
+@options.settings
+@options.json_out
+def collective(
+    kind: str,
+    sizes: str,
+    ranks: int,
+    topology: str,
+    gpus: str | None,
+    settings: Sequence[str],
+    json_out: str | None,
+) -> None:
+    """Time of one collective, with the algorithm and protocol chosen, as nccl-tests counts it."""
+    from sim.place.collectives import plan
+    from sim.report.collectives import CollectiveTimeRow, encode_rows, render_rows
+
+    machine = options.named_machine(topology, settings)
+    if not 1 <= ranks <= len(machine.gpus):
+        count = len(machine.gpus)
+        raise UserError(f"--ranks {ranks}: {machine.name} has {count} devices; give so many, or a larger --topology")
+    chosen = options.numbers("--gpus", gpus) or tuple(range(ranks))
+    if len(chosen) != ranks:
+        raise UserError(f"--gpus names {len(chosen)} GPUs for --ranks {ranks}")
+    plans = [plan(machine, kind, size, chosen) for size in options.numbers("--bytes", sizes)]
+    rows = [
+        CollectiveTimeRow(
+            p.kind, p.nbytes, p.ranks, p.algorithm, p.protocol, p.call_us, p.algbw_gb_s, p.busbw_gb_s, p.note
+        )
+        for p in plans
+    ]
+    tell_result(encode_rows(rows), json_out, lambda: render_rows(rows, Console()))

@@ -1,0 +1,61 @@
+"""What a command tells while it works, and where its result goes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from sim.files import check_can_appear, write_whole
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is being done, on a terminal only."""
+    with Console(stderr=True).status("starting") as status:
+        yield status.update
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on stderr, on a terminal only: what is done, of how much, and what comes next."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        bar = shown.add_task("starting")
+        yield lambda done, total, doing: shown.update(bar, completed=done, total=total, description=doing)
+
+
+def line_by_line() -> Callable[[str], None]:
+    """The same beside the output of a script, which a status line would garble."""
+    return lambda doing: click.echo(f"tracesim: {doing}", err=True) if sys.stderr.isatty() else None
+
+
+@contextlib.contextmanager
+def own_streams() -> Iterator[None]:
+    """A script may put something else in the place of its output; what follows is ours to say."""
+    with contextlib.redirect_stdout(sys.stdout), contextlib.redirect_stderr(sys.stderr):
+        yield
+
+
+def check_places(json_out: str | None, *files: Path | None) -> None:
+    """What will be written can be: said before the work, not behind it."""
+    for file in (None if json_out in (None, "-") else Path(str(json_out)), *files):
+        if file is not None:
+            check_can_appear(file)
+
+
+def tell_result(content: bytes, json_out: str | None, render: Callable[[], None]) -> None:
+    """The result as JSON where it is asked for, and as text unless standard output has the JSON."""
+    if json_out == "-":
+        click.echo(content, nl=False)
+        return
+    if json_out is not None:
+        write_whole(Path(json_out), content)
+    render()

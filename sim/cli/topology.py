@@ -1,0 +1,29 @@
+"""``tracesim topology``: a machine shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from sim.cli import options
+
+
+@click.command()
+@click.argument("name_or_file")
+@options.settings
+@click.option("--plot", type=options.FILE, metavar="FILE.png", help="Draw the machine.")
+def topology(name_or_file: str, settings: Sequence[str], plot: Path | None) -> None:
+    """Show a machine: devices, links, routes, measured and derived bandwidths."""
+    from sim.topology.load import load_topology
+    from sim.topology.show import show
+
+    machine = load_topology(name_or_file, options.assignments(settings))
+    show(machine, Console())
+    if plot is not None:
+        from sim.topology.plot import plot as draw
+
+        draw(machine, plot)
+        click.echo(f"drawn to {plot}")
