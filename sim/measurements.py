@@ -92,6 +92,10 @@ class Machine(msgspec.Struct, frozen=True, omit_defaults=True):
     threads: int = 1
     topology: str = ""
     clocks: str = ""
+    gpus: tuple[int, ...] = ()
+    """What nvidia-smi calls the GPUs, in CUDA's order; nothing where it is not known."""
+    others: tuple[str, ...] = ()
+    """GPUs of other names, which are left out."""
 
     def same_as(self, other: Machine) -> bool:
         """Whether measurements of both may stand in one profile: the same device, host and software."""

@@ -62,10 +62,13 @@ def calibrate(
 
 def _measure(spec: CalibrateSpec, out: Path) -> None:
     from sim.place.calibration.write import tell_fits, write_files
+    from sim.workload.calibrate.about import unused_gpus
     from sim.workload.calibrate.journal import Journal
     from sim.workload.calibrate.run import machine_for, measure
     from sim.workload.calibrate.spec import partial_file
 
+    if unused_gpus():
+        click.echo(f"tracesim: {unused_gpus()}", err=True)
     with Journal(partial_file(out), machine_for(spec)) as journal:
         if journal.resumed:
             click.echo(f"tracesim: going on after {journal.resumed} measurements of {journal.path}", err=True)

@@ -7,7 +7,7 @@ bridges of one NUMA node, SYS the link between NUMA nodes.  NICs are left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import msgspec
@@ -32,6 +32,16 @@ class Wiring(msgspec.Struct, frozen=True):
     def gpus(self) -> int:
         """How many."""
         return len(self.domains)
+
+    def only(self, gpus: Sequence[int]) -> Wiring:
+        """Of some of the GPUs, in the order given; a NUMA node that none of them is at is gone."""
+        joined = {
+            (i, j): self.joined[min(gpus[i], gpus[j]), max(gpus[i], gpus[j])]
+            for i, j in combinations(range(len(gpus)), 2)
+        }
+        at = [self.domains[gpu] for gpu in gpus]
+        order = {domain: place for place, domain in enumerate(sorted(set(at)))}
+        return Wiring(joined, tuple(order[domain] for domain in at))
 
 
 class Layout(msgspec.Struct, frozen=True):

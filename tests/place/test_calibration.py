@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -134,6 +135,36 @@ def test_a_host_with_an_nvswitch_becomes_a_topology(tmp_path: Path) -> None:
     assert machine.nccl.version == "2.28.9"
     told = plan(machine, "all_reduce", 1 << 20, tuple(range(8)))
     assert told.call_us == pytest.approx(60.0) and told.source == "profile"
+
+
+@pytest.mark.parametrize(
+    ("topology", "gpus", "assumed"),
+    [
+        (DGX_A100, (6, 2), "links between NUMA nodes carry"),
+        (DGX_A100, (), "nvidia-smi topo -m shows 8 and CUDA 2, which ones is not told"),
+        ("no such thing", (0, 1), "nvidia-smi topo -m: shows no matrix of GPUs"),
+    ],
+)
+def test_gpus_of_a_host_that_others_have_the_rest_of(
+    tmp_path: Path, topology: str, gpus: tuple[int, ...], assumed: str
+) -> None:
+    """CUDA_VISIBLE_DEVICES=6,2 on a DGX: NVLink joins them, on two NUMA nodes.  What cannot be read stops nothing."""
+    measured = msgspec.structs.replace(
+        _machine(_gpu("NVIDIA NEW 1000", 2), topology), gpus=gpus, others=("NVIDIA T400",)
+    )
+    samples = (_sample("copy", "p2p 0 1", (64 << 20,), (64 << 20) / 200e3), *_as_modelled("l40s")[:3])
+    machine = load_topology(str(write_files(Measurements(measured, samples), tmp_path / "two.yaml").topology))
+    assert any(assumed in told for told in machine.assumed)
+    assert machine.assumed[0] == "GPUs of other names are left out: NVIDIA T400"
+    links = {link.cls for link in machine.links}
+    assert links == ({"pcie", "nvlink12", "socket"} if len(gpus) == 2 and topology == DGX_A100 else {"pcie"})
+
+
+def test_a_gpu_newer_than_this_program_is_rated_by_what_was_measured() -> None:
+    device = msgspec.structs.replace(_gpu("NVIDIA NEW 2000"), capability=(12, 0), power_limit_w=None)
+    made = profile_of(Measurements(_machine(device), tuple(_as_modelled("l40s"))), "new").profile
+    assert made.architecture == "compute capability 12.0" and set(made.tflops) == {"float32", "float16"}
+    assert "tflops the highest measured" in made.note and made.tdp_w is None
 
 
 # CPUs ----------------------------------------

@@ -102,6 +102,13 @@ def test_pix_and_pxb_are_a_switch() -> None:
     assert "several PCIe switches" in layout.assumed[0]
 
 
+def test_of_some_gpus_their_links_and_nodes_alone() -> None:
+    # GPUs 6, 2 and 3 of the DGX: NUMA nodes 5, 1 and 1, so 1, 0 and 0.
+    some = parse_topo(DGX_A100).only((6, 2, 3))
+    assert some == Wiring({(0, 1): "NV12", (0, 2): "NV12", (1, 2): "NV12"}, (1, 0, 0))
+    assert parse_topo(FIVE).only((4, 3)).joined == {(0, 1): "PHB"}
+
+
 @pytest.mark.parametrize("text", ["", "No devices were found", DGX_A100.replace("GPU5    NV12", "GPX5    NV12")])
 def test_what_is_no_matrix_is_told(text: str) -> None:
     with pytest.raises(UserError, match="nvidia-smi topo -m: "):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+import msgspec
 import pytest
 import torch
 
@@ -21,8 +22,8 @@ from sim.errors import InputError, UserError
 from sim.measurements import Device, Machine, Sample, header_line, read, sample_lines
 from sim.topology.device import load_device
 from sim.topology.load import load_topology
-from sim.workload.calibrate import links
-from sim.workload.calibrate.about import vendor
+from sim.workload.calibrate import links, timer
+from sim.workload.calibrate.about import this_machine, unused_gpus, vendor
 from sim.workload.calibrate.host import launch_times
 from sim.workload.calibrate.journal import Journal
 from sim.workload.calibrate.spec import GRIDS, partial_file, sections_of
@@ -166,10 +167,12 @@ def test_where_every_batch_is_disturbed_the_fastest_third_counts() -> None:
 
 
 class _FakeStream:
-    """A GPU's stream on a clock of our own: a copy of the plug takes 100 us, a call 7, each after the one before."""
+    """A GPU's stream on clocks of our own: a copy of the plug takes 100 us, a call 7, each after the one before and
+    after the host has launched it, which takes the host 2 us for a copy and ``launch_us`` for a call."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now_us = 0.0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, launch_us: float = 5.0) -> None:
+        self.now_us = self.host_us = 0.0
+        self.launch_us = launch_us
         stream = self
 
         class Event:
@@ -177,37 +180,158 @@ class _FakeStream:
                 assert enable_timing
 
             def record(self) -> None:
-                self.us = stream.now_us
+                self.us = max(stream.now_us, stream.host_us)
 
             def synchronize(self) -> None:
-                pass
+                synchronize()
 
             def elapsed_time(self, end: Event) -> float:
                 return (end.us - self.us) / 1e3  # milliseconds, as CUDA's
 
         class Bytes:
             def copy_(self, other: object) -> None:
-                stream.now_us += 100.0
+                stream.run(2.0, 100.0)
 
+        def synchronize(device: object = None) -> None:
+            stream.host_us = max(stream.host_us, stream.now_us)
+
+        monkeypatch.setattr(timer, "SETTLE_S", 0.0)
+        monkeypatch.setattr(timer.time, "perf_counter_ns", lambda: round(1e3 * stream.host_us))
         monkeypatch.setattr(torch.cuda, "Event", Event)
-        monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+        monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
         monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
         monkeypatch.setattr(torch, "zeros", lambda *shape, dtype, device: Bytes())
         monkeypatch.setattr(torch, "empty_like", lambda tensor: Bytes())
 
+    def run(self, launch_us: float, us: float) -> None:
+        self.host_us += launch_us
+        self.now_us = max(self.now_us, self.host_us) + us
+
     def call(self) -> None:
-        self.now_us += 7.0
+        self.run(self.launch_us, 7.0)
 
 
 def test_device_events_stand_around_the_calls_and_not_around_the_plug(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = _FakeStream(monkeypatch)
-    timer = CudaTimer()
+    gpu = CudaTimer()
     before = stream.now_us
-    assert timer.batch_us(stream.call, 50) == pytest.approx(7.0)
-    # 50 launches of at most 40 us each: 20 plugs of 100 us keep the stream busy for so long.
-    assert stream.now_us - before == 20 * 100 + 50 * 7
-    assert timer.alone_us(stream.call, 3) == pytest.approx(7.0)
-    assert timed(timer.batch_us, stream.call, 0.001, alone=timer.alone).us == pytest.approx(7.0)
+    assert gpu.batch_us(stream.call, 50) == pytest.approx(7.0)
+    # 50 launches of at most 40 us each: 20 plugs of 100 us keep the stream busy for so long; the first waits for its
+    # launch of 2 us.
+    assert stream.now_us - before == 2 + 20 * 100 + 50 * 7
+    # Alone the launch shows, as somebody sees it who waits for the call: 5 + 7.
+    assert gpu.alone_us(stream.call, 3) == pytest.approx(12.0)
+    assert timed(gpu.batch_us, stream.call, 0.001, alone=gpu.alone).us == pytest.approx(7.0)
+
+
+def test_a_host_slower_than_the_plug_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A backward pass that takes the host 150 us a call: 20 plugs last 2 ms, 50 calls are launched in 7.5, and the
+    # device would wait for 143 us before each of the last ones.  Taken again behind a plug of twice 7.54 ms.
+    stream = _FakeStream(monkeypatch, launch_us=150.0)
+    assert CudaTimer().batch_us(stream.call, 50) == pytest.approx(7.0)
+
+
+def test_ranks_meet_behind_the_plug(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The meeting takes 30 us behind the plug (2 x 10 x 150 us: 30 copies of 100) and before the first event.
+    stream = _FakeStream(monkeypatch, launch_us=150.0)
+    gpu = CudaTimer()
+    before = stream.now_us
+    assert gpu.met_us(stream.call, 10, 150.0, lambda: stream.run(5.0, 30.0)) == pytest.approx(7.0)
+    assert stream.now_us - before == 2 + 30 * 100 + 30 + 10 * 7
+
+
+# What the driver says ----------------------------------------
+
+
+class _Properties:
+    """Of an RTX A5000 as PyTorch 2.13 tells them."""
+
+    name, major, minor, multi_processor_count = "NVIDIA RTX A5000", 8, 6, 64
+    total_memory, L2_cache_size = 25_294_602_240, 6_291_456
+    clock_rate, memory_clock_rate, memory_bus_width = 1_695_000, 8_001_000, 384
+
+    def __init__(self, uuid: str) -> None:
+        self.uuid = uuid
+
+
+SMI = """#!/bin/sh
+case "$*" in
+*index,uuid*) printf '0, GPU-aa\\n1, GPU-bb\\n2, GPU-cc\\n' ;;
+*driver_version*) printf '580.1\\n580.1\\n580.1\\n' ;;
+*topo*) cat "$0.topo" ;;
+-L) printf 'GPU 0: NVIDIA RTX A5000 (UUID: GPU-aa)\\n' ;;
+*--id=GPU-cc*) echo "$ANSWER" ;;
+*) exit 6 ;;
+esac
+"""
+TOPO = """
+     GPU0 GPU1 GPU2 CPU Affinity NUMA Affinity
+GPU0  X   SYS  SYS  0-7   0
+GPU1 SYS   X   NV4  8-15  1
+GPU2 SYS  NV4   X   8-15  1
+"""
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """A host whose CUDA sees GPUs by these names and UUIDs, and an nvidia-smi that answers as recorded."""
+
+    def host(names: list[str], uuids: list[str], answer: str = "", smi: bool = True) -> None:
+        properties = [_Properties(uuid) for uuid in uuids]
+        for each, name in zip(properties, names, strict=True):
+            each.name = name
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: properties[gpu])
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda gpu: names[gpu])
+        monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 28, 9))
+        if smi:
+            (tmp_path / "nvidia-smi").write_text(SMI)
+            (tmp_path / "nvidia-smi").chmod(0o755)
+            (tmp_path / "nvidia-smi.topo").write_text(TOPO)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        monkeypatch.setenv("ANSWER", answer)
+
+    return host
+
+
+def test_the_gpu_that_cuda_calls_first_is_asked_for_by_its_uuid(gpus: Callable[..., None]) -> None:
+    # CUDA_VISIBLE_DEVICES=2,1: CUDA's first is nvidia-smi's third.
+    gpus(["NVIDIA RTX A5000"] * 2, ["cc", "bb"], "230.00, 4, 16, 2100")
+    machine = this_machine(["tracesim", "calibrate"])
+    assert machine.device == Device(
+        "gpu", "NVIDIA RTX A5000", 2, 64, 25_294_602_240, 6_291_456, (8, 6), 1695.0, 8001.0, 384, 230.0, 4, 16
+    )
+    assert machine.gpus == (2, 1) and machine.others == ()
+    assert machine.versions["driver"] == "580.1" and "GPU2" in machine.topology
+
+
+def test_a_card_of_another_name_is_not_measured(gpus: Callable[..., None]) -> None:
+    gpus(["NVIDIA RTX A5000", "NVIDIA T400"], ["cc", "bb"], "230.00, 4, 16, 2100")
+    machine = this_machine(["tracesim", "calibrate"])
+    assert machine.device.count == 1 and machine.others == ("NVIDIA T400",)
+
+
+def test_what_nvidia_smi_does_not_tell_is_left_open(gpus: Callable[..., None]) -> None:
+    # A slice under MIG: nvidia-smi does not know its UUID as a GPU's.
+    gpus(["NVIDIA A100-SXM4-40GB MIG 1g.5gb"], ["MIG-dd"])
+    sliced = this_machine(["tracesim", "calibrate"])
+    assert (sliced.device.power_limit_w, sliced.device.pcie_lanes, sliced.gpus) == (None, None, ())
+    gpus(["NVIDIA RTX A5000"], ["cc"], "[N/A], [N/A], [N/A], [N/A]")
+    assert this_machine(["tracesim", "calibrate"]).device.power_limit_w is None
+
+
+def test_without_nvidia_smi_cuda_alone_tells(gpus: Callable[..., None]) -> None:
+    gpus(["NVIDIA RTX A5000"], ["cc"], smi=False)
+    machine = this_machine(["tracesim", "calibrate"])
+    assert machine.device.clock_mhz == 1695.0 and machine.device.power_limit_w is None and machine.topology == ""
+
+
+def test_gpus_that_this_pytorch_cannot_use_are_told(gpus: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(["NVIDIA RTX A5000"], ["cc"])
+    assert unused_gpus() == ""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert unused_gpus().startswith("nvidia-smi lists 1 GPU, but torch 2.")
 
 
 def test_times_around_kernels_are_read_from_a_trace() -> None:
@@ -295,6 +419,22 @@ def test_a_rank_that_dies_or_stops_is_named(tmp_path: Path, blow: int, silence_s
         assert not command.exists() or links.RANK_MODULE not in command.read_text(), "a rank was left behind"
 
 
+def test_ranks_end_when_who_reads_their_results_is_killed(tmp_path: Path) -> None:
+    """A SIGKILL leaves no time to end them: each looks for itself."""
+    reader = subprocess.Popen(["sleep", "60"])
+    request = links.Request("gloo", 2, [], 2.0, 50.0, str(tmp_path / "results"), str(tmp_path), reader.pid)
+    (tmp_path / "request.json").write_bytes(msgspec.json.encode(request))
+    environment = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # waits for a rank that never comes
+    words = [sys.executable, "-m", links.RANK_MODULE, str(tmp_path / "request.json")]
+    rank = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
+    while rank.poll() is None and not (tmp_path / "rank0.at").exists():
+        time.sleep(0.05)
+    reader.kill()
+    reader.wait()
+    assert rank.wait(timeout=60) == 1
+
+
 def test_without_torchrun_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with _journal(tmp_path) as journal, pytest.raises(UserError, match="has no torchrun"):
@@ -312,6 +452,7 @@ def test_without_torchrun_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ([], "give --out FILE.yaml to measure this machine"),
         (["--out", "x.yaml", "--plot", "x.png"], "give --out FILE.yaml to measure this machine"),
         (["--out", "/proc/nowhere/x.yaml"], "cannot be written"),
+        (["--out", "nowhere/x.yaml"], "cannot be written (there is no folder nowhere); choose another place"),
         (["--out", "x.yaml", "--threads", "100000"], "--threads 100000: this process may run on"),
         (["--compare", "a5000x1", "rtx-a600"], "unknown device profile or topology 'rtx-a600': did you mean"),
         (["--compare", "rtx-a5000", "a40", "--quick"], "--compare measures nothing"),

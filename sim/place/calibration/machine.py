@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
+from sim.errors import UserError
+from sim.measurements import Machine as Measured
 from sim.measurements import Measurements, Sample
 from sim.ops import CollectiveKind
 from sim.place.calibration.profile import provenance, rounded
@@ -137,13 +139,13 @@ def _gpus(taken: Measurements, profile: DeviceProfile, source: str) -> Data:
     machine, device = taken.machine, taken.machine.device
     everything = bool(taken.of("links")) or bool(machine.topology)
     count = device.count if everything else 1
-    wiring = parse_topo(machine.topology) if machine.topology and count > 1 else None
     assumed: list[str] = []
-    if wiring is None or wiring.gpus != count:
+    if machine.others:
+        assumed.append(f"GPUs of other names are left out: {', '.join(machine.others)}")
+    wiring, unknown = _wiring(machine, count)
+    if wiring is None:
         if count > 1:
-            assumed.append(
-                "how the GPUs are joined is not known (no nvidia-smi topo -m): all at one CPU, without NVLink"
-            )
+            assumed.append(f"how the GPUs are joined is not known ({unknown}): all at one CPU, without NVLink")
         wiring = Wiring({}, (0,) * count)
     layout = layout_of(wiring)
     links, guessed = _links(taken, layout, wiring, profile, source)
@@ -157,6 +159,21 @@ def _gpus(taken: Measurements, profile: DeviceProfile, source: str) -> Data:
         "nodes": [dict(node) for node in layout.nodes],
         "links": links,
     }
+
+
+def _wiring(machine: Measured, count: int) -> tuple[Wiring | None, str]:
+    """How the measured GPUs are joined, or why that is not known: never an error, the measurements stand."""
+    if not machine.topology:
+        return None, "no nvidia-smi topo -m"
+    try:
+        wiring = parse_topo(machine.topology)
+    except UserError as error:
+        return None, str(error)
+    if machine.gpus and len(machine.gpus) >= count and max(machine.gpus) < wiring.gpus:
+        return wiring.only(machine.gpus[:count]), ""
+    if wiring.gpus == count:
+        return wiring, ""
+    return None, f"nvidia-smi topo -m shows {wiring.gpus} and CUDA {count}, which ones is not told"
 
 
 def _links(

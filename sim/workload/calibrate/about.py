@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ def this_machine(command: Sequence[str]) -> Machine:
     device = _gpu() if torch.cuda.is_available() else _cpu()
     told = {name: str(version) for name, version in versions().items() if version is not None}
     name = cpu_name()
+    gpus = like_gpus() if device.kind == "gpu" else 0
     return Machine(
         device=device,
         cpu_name=name,
@@ -34,7 +36,43 @@ def this_machine(command: Sequence[str]) -> Machine:
         threads=torch.get_num_threads(),
         topology=topology() or "" if device.kind == "gpu" else "",
         clocks=clocks() if device.kind == "gpu" else "",
+        gpus=_numbers(gpus),
+        others=tuple(torch.cuda.get_device_name(gpu) for gpu in range(gpus, torch.cuda.device_count()))
+        if device.kind == "gpu"
+        else (),
     )
+
+
+def unused_gpus() -> str:
+    """What to say where there are GPUs that this PyTorch cannot use; else nothing."""
+    told = asked("-L")
+    count = 0 if told is None else sum(line.startswith("GPU ") for line in told.splitlines())
+    if not count or torch.cuda.is_available():
+        return ""
+    gpus = f"{count} GPU{'s' * (count > 1)}"
+    return f"nvidia-smi lists {gpus}, but torch {torch.__version__} cannot use them: the CPU is measured"
+
+
+def like_gpus() -> int:
+    """How many GPUs are measured: CUDA's first, and those of its name after it."""
+    names = [torch.cuda.get_device_name(gpu) for gpu in range(torch.cuda.device_count())]
+    return next((i for i, name in enumerate(names) if name != names[0]), len(names))
+
+
+def _numbers(gpus: int) -> tuple[int, ...]:
+    """What nvidia-smi calls the first so many of CUDA's GPUs, which may see fewer and in another order
+    (CUDA_VISIBLE_DEVICES, CUDA_DEVICE_ORDER); nothing where it does not tell."""
+    told = asked("--query-gpu=index,uuid", "--format=csv,noheader") or ""
+    rows = [line.partition(",") for line in told.splitlines()]
+    known = {uuid.strip(): int(index) for index, _, uuid in rows if index.strip().isdigit()}
+    uuids = [_uuid(torch.cuda.get_device_properties(gpu)) for gpu in range(gpus)]
+    return tuple(known[uuid] for uuid in uuids) if all(uuid in known for uuid in uuids) else ()
+
+
+def _uuid(properties: Any) -> str:
+    """As nvidia-smi writes it; nothing where PyTorch does not tell."""
+    uuid = str(getattr(properties, "uuid", ""))
+    return uuid if not uuid or uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
 
 
 def cpus() -> int:
@@ -50,12 +88,12 @@ def vendor(name: str) -> Vendor:
 
 def _gpu() -> Device:
     found = torch.cuda.get_device_properties(0)
-    smi = _queried("power.limit", "pcie.link.gen.max", "pcie.link.width.max", "clocks.max.sm")
+    smi = _queried(found, "power.limit", "pcie.link.gen.max", "pcie.link.width.max", "clocks.max.sm")
     power, generation, lanes, clock = (_number(word) for word in smi)
     return Device(
         kind="gpu",
         full_name=found.name,
-        count=torch.cuda.device_count(),
+        count=like_gpus(),
         units=found.multi_processor_count,
         memory_bytes=found.total_memory,
         l2_bytes=getattr(found, "L2_cache_size", 0),
@@ -75,23 +113,27 @@ def _mhz(properties: Any, name: str) -> float | None:
     return khz / 1e3 if khz else None
 
 
-def _queried(*fields: str) -> list[str]:
-    told = asked(f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "--id=0")
+def _queried(properties: Any, *fields: str) -> list[str]:
+    """Of that very GPU: nvidia-smi's number 0 need not be CUDA's."""
+    which = _uuid(properties) or "0"
+    told = asked(f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", f"--id={which}")
     words = [word.strip() for word in told.splitlines()[0].split(",")] if told and told.strip() else []
     return words if len(words) == len(fields) else [""] * len(fields)
 
 
 def _number(word: str) -> float | None:
     try:
-        return float(word)
+        value = float(word)
     except ValueError:  # nvidia-smi: [N/A]
         return None
+    return value if math.isfinite(value) and value > 0 else None
 
 
 def clocks() -> str:
-    """What the first GPU does now: clocks, power and temperature, in words."""
-    sm, memory, watts, degrees = _queried("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
-    return f"SM {sm} MHz, memory {memory} MHz, {watts} W, {degrees} C" if sm else ""
+    """What the first GPU does now: clocks, power, temperature, and whether others use it, in words."""
+    fields = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "utilization.gpu")
+    sm, memory, watts, degrees, used = _queried(torch.cuda.get_device_properties(0), *fields)
+    return f"before: SM {sm} MHz, memory {memory} MHz, {watts} W, {degrees} C, used {used} %" if sm else ""
 
 
 def _cpu() -> Device:

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sim.measurements import Sample
+from sim.units import MIB
 from sim.workload.calibrate.timer import Timer, spread_of, timed
 
 WIDTH, TOKENS = 16, 4
@@ -109,13 +110,14 @@ def _calls_alone(timer: Timer, point_ms: float) -> list[Sample]:
 # Around a kernel, on a GPU ----------------------------------------
 
 QUEUED, ALONE = 200, 50
+PLUGS, PLUG_BYTES = 80, 64 * MIB  # 5 GiB in all: milliseconds also of the fastest memory, and little room
 QUEUED_AHEAD_US = 20.0
 
 
 def launch_samples(device: torch.device) -> list[Sample]:
     """Small kernels under torch.profiler: some launched one by one on an idle stream, some queued behind a long one."""
     small = torch.zeros(8, device=device)
-    plug = torch.zeros(1 << 28, dtype=torch.uint8, device=device)
+    plug = torch.zeros(PLUG_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(plug)
     small.add_(1.0)
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -123,7 +125,7 @@ def launch_samples(device: torch.device) -> list[Sample]:
         for _ in range(ALONE):
             small.add_(1.0)
             torch.cuda.synchronize()
-        for _ in range(20):
+        for _ in range(PLUGS):
             target.copy_(plug)
         for _ in range(QUEUED):
             small.add_(1.0)

@@ -15,6 +15,7 @@ import torch.nn.functional as nnf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sim.units import MIB
+from sim.workload.calibrate.about import like_gpus
 from sim.workload.calibrate.spec import Grid
 
 Call = Callable[[], Any]
@@ -189,7 +190,7 @@ def _copies(grid: Grid, device: torch.device) -> Iterator[Task]:
         if device.type == "cuda":
             yield _copy("h2d", nbytes, _from_pinned)
             yield _copy("d2h", nbytes, _to_pinned)
-            for other in range(1, torch.cuda.device_count()):
+            for other in range(1, like_gpus()):
                 for one in range(other):
                     yield _copy(f"p2p {one} {other}", nbytes, _between(one, other), gpu=one)
 

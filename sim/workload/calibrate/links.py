@@ -47,6 +47,8 @@ class Request(msgspec.Struct, frozen=True):
     results: str
     places: str
     """A folder in which every rank writes where it is."""
+    owner: int
+    """The process that reads the results: without it the ranks end."""
 
 
 def ranks_of(machine: Machine) -> int:
@@ -85,8 +87,9 @@ def measure_links(
     ranks = ranks_of(journal.machine)
     backend = "nccl" if journal.machine.device.kind == "gpu" else "gloo"
     request = Request(
-        backend, ranks, wanted, grid.point_ms, grid.longest_ms, str(folder / "results.jsonl"), str(folder)
-    )
+        backend, ranks, wanted, grid.point_ms, grid.longest_ms, str(folder / "results.jsonl"), str(folder),
+        os.getpid(),
+    )  # fmt: skip
     asked = folder / "request.json"
     asked.write_bytes(msgspec.json.encode(request))
     with (folder / "said.txt").open("wb") as said:
@@ -169,7 +172,7 @@ class _Watch:
         first = said[said.find("Root Cause") :] if "Root Cause" in said else said
         rank, exitcode = re.search(r"rank\s*:\s*(\d+)", first), re.search(r"exitcode\s*:\s*(-?\d+)", first)
         problem = [
-            line.strip() for line in said.splitlines() if re.match(r"(\[rank\d+\]:\s*)?\w*(Error|Exception)\b", line)
+            line.strip() for line in said.splitlines() if re.match(r"(\[rank\d+\]:\s*)?[\w.]*(Error|Exception)\b", line)
         ]
         why = f" ({problem[-1][:200]})" if problem else ""
         if rank is None or exitcode is None:

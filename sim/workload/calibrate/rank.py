@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from sim.measurements import sample_lines
 from sim.workload.calibrate.links import BEAT_S, ISSUE, Key, Request
-from sim.workload.calibrate.timer import BATCH_US, Repeats, Spread, spread_of, switches
+from sim.workload.calibrate.timer import BATCH_US, LAUNCH_US, CudaTimer, Repeats, Spread, spread_of, switches
 
 PATIENCE = datetime.timedelta(minutes=10)  # of a rank that waits for a group; who watches is less patient
 MOST_CALLS = 50
@@ -56,6 +56,7 @@ class _Place:
 
     def __init__(self, request: Request, rank: int) -> None:
         self._file = Path(request.places) / f"rank{rank}.at"
+        self._owner = request.owner
 
     def beat(self) -> None:
         """From now on, beside whatever the rank waits in."""
@@ -64,6 +65,8 @@ class _Place:
     def _beat(self) -> None:
         while True:
             time.sleep(BEAT_S)
+            if not _is_there(self._owner):  # killed: nobody would end this rank, or read what it measures
+                os._exit(1)
             with contextlib.suppress(OSError):
                 os.utime(self._file)
 
@@ -74,9 +77,21 @@ class _Place:
         fresh.replace(self._file)
 
 
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 class _Rank:
     def __init__(self, request: Request, rank: int, device: torch.device, place: _Place) -> None:
         self.request, self.rank, self.device, self.at = request, rank, device, place
+        self.timer = CudaTimer(device.index) if device.type == "cuda" else None
+        self.launch_us = LAUNCH_US
 
     def run(self) -> None:
         """Group by group: its members measure, the others wait for them."""
@@ -157,6 +172,8 @@ class _Rank:
     def _timed(self, call: Call, group: Any) -> Spread:
         for _ in range(WARMUP):
             self._batch_us(call, 1, group)
+        if self.timer is not None:
+            self.launch_us = self.timer.host_us(call, 1)
         second = self._slowest([self._batch_us(call, 1, group)], group)[0]
         calls = max(1, min(MOST_CALLS, int(4 * BATCH_US / max(second, 1.0))))
         repeats, spent = Repeats(MOST_REPEATS), 0.0
@@ -169,7 +186,11 @@ class _Rank:
         return spread_of(repeats.kept(), calls, len(repeats.disturbed))
 
     def _batch_us(self, call: Call, calls: int, group: Any) -> float:
+        """On GPUs between device events behind a plug, as kernels: the host's pace is not NCCL's.  All ranks take as
+        many batches, whatever each host's pace was."""
         self._together(group)
+        if self.timer is not None:
+            return self.timer.met_us(call, calls, self.launch_us, lambda: self._meet(group))
         begun = time.perf_counter_ns()
         for _ in range(calls):
             call()
@@ -177,8 +198,11 @@ class _Rank:
         return (time.perf_counter_ns() - begun) / 1e3 / calls
 
     def _together(self, group: Any) -> None:
-        dist.all_reduce(torch.zeros(1, device=self.device), group=group)
+        self._meet(group)
         self._wait()
+
+    def _meet(self, group: Any) -> None:
+        dist.all_reduce(torch.zeros(1, device=self.device), group=group)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +75,8 @@ class _Bench:
 
     def _timer(self, gpu: int) -> Timer:
         if gpu not in self._timers:
-            self._timers[gpu] = CudaTimer(gpu) if torch.cuda.is_available() else CpuTimer()
+            with _usable(gpu):
+                self._timers[gpu] = CudaTimer(gpu) if torch.cuda.is_available() else CpuTimer()
         return self._timers[gpu]
 
     def run(self, section: str) -> None:
@@ -101,7 +104,9 @@ class _Bench:
         if any(key[0] == section for key in self.journal.taken):
             return
         self._told(section)
-        for sample in take():
+        with _usable(0):
+            samples = take()
+        for sample in samples:
             self.journal.add(sample)
 
     def _one(self, task: Task) -> None:
@@ -125,12 +130,26 @@ class _Bench:
 
     def _taken(self, task: Task) -> Sample | None:
         timer = self._timer(task.gpu)
-        try:
-            call = task.make(timer.device)
-            spread = timed(timer.batch_us, call, self.grid.point_ms, alone=timer.alone)
-        except RuntimeError:  # out of memory, or no kernel for this backend, dtype and shape
-            return None
-        finally:
-            if timer.device.type == "cuda":
+        spread = None
+        # Out of memory, or no kernel for this backend, dtype and shape, of which PyTorch warns at length before.
+        with contextlib.suppress(RuntimeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            spread = timed(timer.batch_us, task.make(timer.device), self.grid.point_ms, alone=timer.alone)
+        if timer.device.type == "cuda":
+            with _usable(task.gpu):  # an error of the device itself stays: nothing can be measured after it
+                torch.cuda.synchronize(timer.device)
                 torch.cuda.empty_cache()
-        return spread.sample(*task.key)
+        return None if spread is None else spread.sample(*task.key)
+
+
+@contextlib.contextmanager
+def _usable(gpu: int) -> Iterator[None]:
+    """UserError where PyTorch cannot work with a GPU: no memory left, no kernels for it, or it has failed."""
+    try:
+        yield
+    except RuntimeError as error:
+        problem = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"GPU {gpu} cannot be measured ({problem}); see with nvidia-smi what else runs on it; what was measured "
+            "before is kept, and the same command goes on from there"
+        ) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from sim.errors import UnknownNameError, UserError
+from sim.files import check_can_appear
 from sim.measurements import SECTIONS
 from sim.units import GIB, KIB, MIB
 
@@ -148,3 +149,4 @@ def check_out(out: Path) -> None:
     """UserError where the name would not be read as a profile."""
     if not out.name.endswith(".yaml") or out.name == ".yaml":
         raise UserError(f"--out {out}: the name of a device profile ends in .yaml")
+    check_can_appear(out)

@@ -2,7 +2,8 @@
 
 On a CPU a call is timed by ``time.perf_counter_ns``, of one thread by ``time.thread_time_ns``.  On a GPU device events
 (``torch.cuda.Event``) stand around a batch of calls which is launched while the stream is still busy with copies (the
-plug), so that the host's pace does not show: what is left of a call is its kernels and the stream's turn-around.
+plug), so that the host's pace does not show: what is left of a call is its kernels and the stream's turn-around.  Where
+the host was slower than the plug, the batch is taken again behind a longer one.
 
 Others may use the machine.  Threads that wait for one which the operating system has stopped are slower by
 milliseconds, so batches of several threads in which that happened are told apart and taken anew.
@@ -29,9 +30,12 @@ BATCH_US = 500.0
 MOST_REPEATS = 25
 LEAST_REPEATS = 3
 PATIENCE = 3
-# What a launch of PyTorch takes a host at most: the plug must last as long as all launches of a batch.
-SLOWEST_LAUNCH_US = 40.0
+# What a call takes a host to launch, to begin with: the plug must last as long as all launches of a batch.
+LAUNCH_US = 40.0
 PLUG_BYTES = 64 * MIB
+MOST_PLUGS = 512  # with the batch's own launches still fewer than the 1,024 that block
+# A GPU that was idle runs at low clocks; NVIDIA's drivers raise them within some tenths of a second of work.
+SETTLE_S = 0.5
 
 
 class Spread(NamedTuple):
@@ -97,6 +101,13 @@ class CpuTimer:
         return self.batch_us(call, calls)
 
 
+class _Batch(NamedTuple):
+    """Microseconds a call on the device, and what the host took to launch everything."""
+
+    us: float
+    issued_us: float
+
+
 class CudaTimer:
     """CUDA events; the stream is kept busy while a batch is launched."""
 
@@ -105,31 +116,53 @@ class CudaTimer:
         self.alone = False
         self._from = torch.zeros(PLUG_BYTES, dtype=torch.uint8, device=self.device)
         self._to = torch.empty_like(self._from)
-        self._plug_us = 0.0
-        for _ in range(3):
-            self._to.copy_(self._from)
-        self._plug_us = max(self._between(lambda: self._to.copy_(self._from), 10), 1.0)
+        begun = time.monotonic()
+        self._plug_us = self._copy_us()
+        while time.monotonic() - begun < SETTLE_S:
+            self._plug_us = self._copy_us()
 
-    def _between(self, call: Call, calls: int, plugs: int = 0) -> float:
+    def _copy_us(self) -> float:
+        return max(self._between(self._plug, 10).us, 1.0)
+
+    def _plug(self) -> None:
+        self._to.copy_(self._from)
+
+    def _between(self, call: Call, calls: int, plugs: int = 0, before: Call | None = None) -> _Batch:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         with torch.cuda.device(self.device):
             torch.cuda.synchronize()
+            begun = time.perf_counter_ns()
             for _ in range(plugs):
-                self._to.copy_(self._from)
+                self._plug()
+            if before is not None:
+                before()
             begin.record()
             for _ in range(calls):
                 call()
             end.record()
+            issued = time.perf_counter_ns() - begun
             end.synchronize()
-        return float(begin.elapsed_time(end)) * 1e3 / calls
+        return _Batch(float(begin.elapsed_time(end)) * 1e3 / calls, issued / 1e3)
 
     def batch_us(self, call: Call, calls: int) -> float:
         """See :class:`Timer`."""
-        return self._between(call, calls, ceil(calls * SLOWEST_LAUNCH_US / self._plug_us))
+        plugs = self._plugs(calls * LAUNCH_US)
+        batch = self._between(call, calls, plugs)
+        if batch.issued_us > plugs * self._plug_us:  # the stream may have run dry
+            batch = self._between(call, calls, self._plugs(2 * batch.issued_us))
+        return batch.us
+
+    def met_us(self, call: Call, calls: int, launch_us: float, meet: Call) -> float:
+        """The same of a call that others take part in: never taken again by one alone, and begun where all have met
+        behind the plug.  ``launch_us``: what the host takes for a call."""
+        return self._between(call, calls, self._plugs(2 * calls * launch_us), meet).us
+
+    def _plugs(self, us: float) -> int:
+        return min(ceil(us / self._plug_us), MOST_PLUGS)
 
     def alone_us(self, call: Call, calls: int) -> float:
         """See :class:`Timer`."""
-        return sum(self._between(call, 1) for _ in range(calls)) / calls
+        return sum(self._between(call, 1).us for _ in range(calls)) / calls
 
     def host_us(self, call: Call, calls: int) -> float:
         """See :class:`Timer`."""
