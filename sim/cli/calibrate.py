@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Of a CPU; torchrun gives each rank one.")
 @click.option("--grid", type=click.Choice(["full", "quick", "tiny"]), hidden=True)
 @click.option("--compare", nargs=2, metavar="A B", help="Measure nothing: two profiles or topologies side by side.")
-@click.option("--plot", type=options.FILE, metavar="FILE.png", help="With --compare: draw them.")
+@options.picture("--plot", "With --compare: draw them.")
 @click.pass_obj
 def calibrate(
     words: Sequence[str],
@@ -92,12 +92,10 @@ def _measure(spec: CalibrateSpec, out: Path) -> None:
 def _compare(names: tuple[str, str], plot: Path | None) -> None:
     from sim.place.calibration import compare
 
-    if plot is not None:
-        from sim.place.calibration.compare_plot import check_plot_name, write_plot
-
-        check_plot_name(plot)
     left, right = (compare.read_side(name) for name in names)
     compare.show(left, right, Console())
     if plot is not None:
+        from sim.place.calibration.compare_plot import write_plot
+
         write_plot(left, right, plot)
         click.echo(f"drawn to {plot}")

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sim.errors import UserError
+from sim.files import check_can_appear
+from sim.pictures import PNG, check_picture
 from sim.place.captured import AS_CAPTURED
 
 if TYPE_CHECKING:
+    from click.decorators import FC
+
     from sim.topology.machine import Machine
 
 FILE = click.Path(path_type=Path)
 FLOATS = click.Choice(["float16", "bfloat16", "float32"])
 MODES = click.Choice(["forward", "train"])
+STANDARD_OUTPUT = "-"
+
+
+def before_the_work(check: Callable[[Path], None]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """An option's callback: that its file cannot be written is said before the work, not behind it."""
+
+    def callback(_: click.Context, __: click.Parameter, value: str | Path | None) -> str | Path | None:
+        if value is not None and value != STANDARD_OUTPUT:
+            check(Path(value))
+        return value
+
+    return callback
+
+
+def picture(option: str, help: str, formats: Sequence[str] = PNG) -> Callable[[FC], FC]:
+    """An option for a picture to be drawn; its name and its place are checked."""
+    check = before_the_work(lambda path: check_picture(path, formats))
+    return click.option(option, type=FILE, metavar="FILE.png", help=help, callback=check)
+
 
 inputs = click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=FILE)
 topology = click.option(
@@ -31,7 +54,10 @@ alloc_conf = click.option(
     "--alloc-conf", default="", metavar="KEY:VALUE,...",
     help="Settings of the caching allocator, as in PYTORCH_CUDA_ALLOC_CONF.",
 )  # fmt: skip
-json_out = click.option("--json", "json_out", metavar="FILE|-", help="Write the result as JSON; - is standard output.")
+json_out = click.option(
+    "--json", "json_out", metavar="FILE|-", help="Write the result as JSON; - is standard output.",
+    callback=before_the_work(check_can_appear),
+)  # fmt: skip
 parallel = click.option(
     "--parallel", default="", metavar="SPEC",
     help="Make several ranks of a training step of one GPU: dp=8 adds what DistributedDataParallel does.",

@@ -13,7 +13,7 @@ import msgspec
 from rich.console import Console
 
 from sim.cli import options
-from sim.cli.telling import check_places, progress, tell_result
+from sim.cli.telling import progress, tell_result
 from sim.errors import UserError
 from sim.place.place import place
 from sim.replay.allocator.config import AllocatorConfig, parse_alloc_conf
@@ -41,13 +41,14 @@ if TYPE_CHECKING:
 @click.option(
     "--timeline", "timeline_out", type=options.FILE, metavar="FILE.pt.trace.json[.gz]",
     help="Write the replay as a trace for Perfetto, chrome://tracing or TensorBoard; a folder gets a file a rank.",
+    callback=options.before_the_work(chrome.check_place),
 )  # fmt: skip
 @options.alloc_conf
 @click.option(
     "--no-remedies", "cure", is_flag=True, flag_value=False, default=True,
     help="Where the job does not fit, do not try what would make it fit.",
 )  # fmt: skip
-@click.option("--memory-plot", type=options.FILE, metavar="FILE.png", help="Draw memory over time.")
+@options.picture("--memory-plot", "Draw memory over time.")
 @options.samples
 @options.ranges
 @click.option("--strict", is_flag=True, help="Refuse kernels that no formula explains, instead of estimating them.")
@@ -71,7 +72,6 @@ def replay(
     machine = options.machine_of(topology, settings)
     if parallel and machine is None:
         raise UserError(f"--parallel {parallel}: what was not captured needs a machine; name a --topology")
-    _check_outputs(json_out, timeline_out, memory_plot)
     config, chosen = parse_alloc_conf(alloc_conf), options.numbers("--gpus", gpus)
     asked = _Asked(inputs, parallel, machine, chosen, config, contention, cure, samples if ranged else 0, strict)
     with progress() as tell:
@@ -92,16 +92,6 @@ class _Asked(NamedTuple):
     cure: bool
     draws: int
     strict: bool
-
-
-def _check_outputs(json_out: str | None, timeline_out: Path | None, memory_plot: Path | None) -> None:
-    check_places(json_out, memory_plot)
-    if timeline_out is not None:
-        chrome.check_place(timeline_out)
-    if memory_plot is not None:
-        from sim.report.plot import check_plot_name
-
-        check_plot_name(memory_plot)
 
 
 def _replay(asked: _Asked, tell: Callable[[str], None]) -> tuple[Timeline, Summary]:

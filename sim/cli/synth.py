@@ -10,8 +10,9 @@ import click
 
 from sim import graph as graphs
 from sim.cli import options
-from sim.cli.telling import check_places, line_by_line, own_streams, progress
+from sim.cli.telling import line_by_line, own_streams, progress
 from sim.errors import UserError
+from sim.files import check_can_appear
 
 if TYPE_CHECKING:
     from sim.graph import OpGraph
@@ -88,7 +89,7 @@ def synth(
 
     if not out.name.endswith(WORKLOAD_SUFFIX):
         raise UserError(f"--out {out}: the name of a workload file ends in {WORKLOAD_SUFFIX}")
-    check_places(None, out)
+    check_can_appear(out)
     if is_script(given["model"]):
         graph = _of_script(given.pop("model"), script_args, warmup, assume_value, config=config, **given)
     elif script_args or warmup is not None or assume_value is not None:

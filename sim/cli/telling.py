@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from sim.files import check_can_appear, write_whole
+from sim.cli.options import STANDARD_OUTPUT
+from sim.files import write_whole
 
 
 @contextlib.contextmanager
@@ -44,16 +45,9 @@ def own_streams() -> Iterator[None]:
         yield
 
 
-def check_places(json_out: str | None, *files: Path | None) -> None:
-    """What will be written can be: said before the work, not behind it."""
-    for file in (None if json_out in (None, "-") else Path(str(json_out)), *files):
-        if file is not None:
-            check_can_appear(file)
-
-
 def tell_result(content: bytes, json_out: str | None, render: Callable[[], None]) -> None:
     """The result as JSON where it is asked for, and as text unless standard output has the JSON."""
-    if json_out == "-":
+    if json_out == STANDARD_OUTPUT:
         click.echo(content, nl=False)
         return
     if json_out is not None:

@@ -9,12 +9,13 @@ import click
 from rich.console import Console
 
 from sim.cli import options
+from sim.pictures import DRAWINGS
 
 
 @click.command()
 @click.argument("name_or_file")
 @options.settings
-@click.option("--plot", type=options.FILE, metavar="FILE.png", help="Draw the machine.")
+@options.picture("--plot", "Draw the machine.", DRAWINGS)
 def topology(name_or_file: str, settings: Sequence[str], plot: Path | None) -> None:
     """Show a machine: devices, links, routes, measured and derived bandwidths."""
     from sim.topology.load import load_topology

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from sim.cli import options
-from sim.cli.telling import check_places, progress, tell_result
+from sim.cli.telling import progress, tell_result
 from sim.errors import UserError
 from sim.place.captured import AS_CAPTURED
 from sim.replay.allocator.config import parse_alloc_conf
@@ -40,10 +40,11 @@ if TYPE_CHECKING:
 @options.parallel
 @options.contention
 @options.json_out
-@click.option("--plot", type=options.FILE, metavar="FILE.png", help="Draw the rows.")
+@options.picture("--plot", "Draw the rows.")
 @click.option(
     "--timeline", "timeline_out", type=options.FILE, metavar="FILE.pt.trace.json[.gz]",
     help="Write base and rows side by side into one trace for Perfetto.",
+    callback=options.before_the_work(chrome.check_file),
 )  # fmt: skip
 @options.alloc_conf
 @options.samples
@@ -114,11 +115,6 @@ def _vary(
     given = vary.parse(varied)
     if not given:
         raise UserError("nothing to vary: give --vary PATH=V1,V2,... as in --vary links.pcie.bandwidth_gb_s=8,16,32")
-    if plot is not None:
-        variants_plot.check_plot_name(plot)
-    if timeline_out is not None:
-        chrome.check_name(timeline_out)
-    check_places(json_out, plot, timeline_out)
     base = vary.base_machine(asked.topology, asked.settings, given)
     machines = vary.machines(asked.topology, asked.settings, given)
     with progress() as tell:
@@ -140,7 +136,6 @@ def _solve(asked: _Asked, path: str, target: str, json_out: str | None) -> None:
     from sim.whatif.solve import parse_target, solve
 
     wanted = parse_target(target)
-    check_places(json_out)
     with progress() as tell:
         graph = asked.graph(tell)
         alone = asked.one_gpu(tell) if wanted.measure == "scaling" else None

@@ -83,9 +83,15 @@ def write_traces(timeline: Timeline, path: Path) -> tuple[Path, ...]:
 def check_place(path: Path) -> None:
     """Before the replay: InputError where :func:`write_traces` could not write there."""
     if _is_file(path):
-        check_can_appear(path)
+        check_file(path)
     else:
         check_folder_can_appear(path)
+
+
+def check_file(path: Path) -> None:
+    """Before the replay: InputError where a trace file cannot have that name, or cannot be written there."""
+    check_name(path)
+    check_can_appear(path)
 
 
 def _is_file(path: Path) -> bool:

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sim.errors import InputError, UserError
-from sim.files import write_whole
+from sim.errors import UserError
+from sim.pictures import BLUE, ORANGE, VERMILION, write_picture
 from sim.timeline import MemorySample, OutOfMemory, RankInfo, Timeline
 from sim.units import GIB, NS_PER_MS, format_bytes
 
 MOST_PANELS = 8
 _DPI = 120
-# Colours that people with colour blindness tell apart (Okabe and Ito, "Color Universal Design", 2008).
-_ALLOCATED, _RESERVED, _CAPACITY = "#0072B2", "#E69F00", "#D55E00"
-
-
-def check_plot_name(path: Path) -> None:
-    """InputError where the picture cannot have that name."""
-    if path.suffix != ".png":
-        raise InputError(path, "the plot of memory is a PNG: choose a name that ends in .png")
+_ALLOCATED, _RESERVED, _CAPACITY = BLUE, ORANGE, VERMILION
 
 
 def write_memory_plot(timeline: Timeline, path: Path) -> None:
@@ -35,7 +26,6 @@ def write_memory_plot(timeline: Timeline, path: Path) -> None:
     UserError where the timeline has no memory events, InputError where the file's name does not end in ``.png`` or it
     cannot be written.
     """
-    check_plot_name(path)
     samples = timeline.own_memory()
     if not samples:
         raise UserError(f"{timeline.name}: no memory events to plot; record a trace with profile_memory=True")
@@ -53,7 +43,7 @@ def write_memory_plot(timeline: Timeline, path: Path) -> None:
     panels[-1].set_xlabel("time (ms)")
     hidden = len(alike) - len(drawn)
     figure.suptitle(f"Memory of {timeline.name}" + (f" (the highest {MOST_PANELS} of ranks)" if hidden else ""))
-    write_whole(path, _png(figure))
+    write_picture(figure, path)
 
 
 def _alike(timeline: Timeline, samples: Mapping[int, Sequence[MemorySample]]) -> list[list[RankInfo]]:
@@ -154,11 +144,3 @@ def _steps(panel: Any, timeline: Timeline, rank: int) -> None:
     for step in timeline.steps:
         if step.rank == rank:
             panel.axvline(step.start_ns / NS_PER_MS, color="grey", linewidth=0.6, alpha=0.5)
-
-
-def _png(figure: Figure) -> bytes:
-    """No version and no date in the file: the same figure gives the same bytes."""
-    FigureCanvasAgg(figure)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
-    return content.getvalue()

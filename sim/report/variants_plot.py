@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
-from sim.errors import InputError
-from sim.files import write_whole
+from sim.pictures import BLUE, COLOURS, ORANGE, VERMILION, write_picture
 from sim.report.variants import Value, Variant, WhatIf
 from sim.report.variants_text import value_text
 
 MOST_BARS = 24
 MOST_LINES = 6
 _DPI = 120
-# Colours that people with colour blindness tell apart (Okabe and Ito, "Color Universal Design", 2008).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_PARTS = (
-    ("compute", "#0072B2"), ("exposed_communication", "#D55E00"), ("exposed_memcpy", "#E69F00"), ("idle", "#BBBBBB"),
-)  # fmt: skip
+_PARTS = (("compute", BLUE), ("exposed_communication", VERMILION), ("exposed_memcpy", ORANGE), ("idle", "#BBBBBB"))
 _UNITS = {"_gb_s": "GB/s", "_us": "µs", "_gib": "GiB", "_mib": "MiB", "_w": "W"}
 # From here on the values are as far apart as a straight scale shows badly.
 _LOG_FROM = 4
 # What a legend may be wide, in characters of its font: half of the picture; and what a marker takes of it.
 _LEGEND_CHARACTERS = 84
 _MARKER_CHARACTERS = 6
-
-
-def check_plot_name(path: Path) -> None:
-    """InputError where the picture cannot have that name."""
-    if path.suffix != ".png":
-        raise InputError(path, "the plot is a PNG: choose a name that ends in .png")
 
 
 def write_plot(told: WhatIf, path: Path) -> None:
@@ -47,8 +34,7 @@ def write_plot(told: WhatIf, path: Path) -> None:
     values; of anything else only the bars.  InputError where the name does not end in ``.png`` or it cannot be
     written.
     """
-    check_plot_name(path)
-    write_whole(path, _png(draw(told)))
+    write_picture(draw(told), path)
 
 
 def draw(told: WhatIf) -> Figure:
@@ -86,7 +72,7 @@ def _draw_lines(panel: Any, told: WhatIf, name: str) -> None:
     for row in told.rows:
         others = ", ".join(f"{key} {value_text(value)}" for key, value in row.values.items() if key != name)
         series.setdefault(others, []).append((_number(row.values[name]), row))
-    for points, colour in zip(list(series.values())[:MOST_LINES], _COLOURS, strict=False):
+    for points, colour in zip(list(series.values())[:MOST_LINES], COLOURS, strict=False):
         points.sort(key=lambda point: point[0])
         values = [value for value, _ in points]
         panel.plot(values, [row.step_ms for _, row in points], "o-", color=colour)
@@ -107,7 +93,7 @@ def _draw_lines(panel: Any, told: WhatIf, name: str) -> None:
 
 def _explain_lines(panel: Any, others: Sequence[str], base: Value) -> None:
     """Above the lines, where it covers none: what the two kinds of line are, and whose colour is whose."""
-    one = _COLOURS[0] if len(others) == 1 else "black"
+    one = COLOURS[0] if len(others) == 1 else "black"
     handles: list[Any] = [
         Line2D([], [], color=one, marker="o", label="step"),
         Line2D([], [], color=one, marker="s", linestyle="--", markerfacecolor="white", label="exposed communication"),
@@ -115,7 +101,7 @@ def _explain_lines(panel: Any, others: Sequence[str], base: Value) -> None:
     if _is_number(base):
         handles.append(Line2D([], [], color="grey", linestyle=":", label=f"base: {value_text(base)}"))
     if len(others) > 1:
-        handles += [Patch(color=c, label=name) for name, c in zip(others, _COLOURS, strict=False)]
+        handles += [Patch(color=c, label=name) for name, c in zip(others, COLOURS, strict=False)]
     _legend_above(panel, handles)
 
 
@@ -174,11 +160,3 @@ def _draw_bars(panel: Any, told: WhatIf) -> None:
 def _labels(rows: Sequence[Variant]) -> list[str]:
     named = [", ".join(value_text(value) for value in row.values.values()) for row in rows]
     return [f"{named[0]} (base)", *named[1:]]
-
-
-def _png(figure: Figure) -> bytes:
-    """No version and no date in the file: the same figure gives the same bytes."""
-    FigureCanvasAgg(figure)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
-    return content.getvalue()

@@ -6,12 +6,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
-from sim.errors import InputError
+from sim.pictures import DRAWINGS, write_picture
 from sim.topology.machine import Link, Machine
 
 # From the GPUs upwards; memory and NICs share a level.
@@ -27,13 +26,12 @@ Spot = tuple[float, float]
 
 
 def plot(machine: Machine, path: Path) -> None:
-    """Draw the machine into a PNG (or what the suffix says: svg, pdf).  InputError where it cannot be written."""
+    """Draw the machine into a PNG, SVG or PDF, as the suffix says.  InputError where it cannot be written."""
     spots = place_nodes(machine)
     highest = max(y for _, y in spots.values())
     lowest = min(-0.4 if any(k.kind == "nvlink" for k in machine.links) else 0.0, *(y for _, y in spots.values()))
     across = max(x for x, _ in spots.values()) + 1
     figure = Figure(figsize=(min(20.0, max(8.0, 1.35 * across + 1)), 1.5 * (highest - lowest) + 2.4), dpi=110)
-    FigureCanvasAgg(figure)
     axes = figure.add_axes((0.02, 0.16, 0.96, 0.74))
     colours = _colours(machine)
     for link in machine.links:
@@ -46,19 +44,7 @@ def plot(machine: Machine, path: Path) -> None:
     mark = " (hypothetical)" if machine.hypothetical else ""
     figure.suptitle(f"{machine.name}{mark}: {machine.description}", fontsize=12, y=0.975, wrap=True)
     figure.legend(handles=_legend(machine, colours), loc="lower center", ncol=2, frameon=False, fontsize=10)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    known = sorted(figure.canvas.get_supported_filetypes())
-    suffix = path.suffix.removeprefix(".").lower()
-    if suffix not in known:
-        raise InputError(path, f"no picture format is named {suffix!r}; use one of {', '.join(known)}")
-    try:
-        # No date and no version in the file: the same machine gives the same bytes.
-        figure.savefig(path, metadata={"Software": None} if suffix == "png" else None)
-    except OSError as error:
-        raise InputError(path, f"cannot be written ({error.strerror}); choose another place") from None
+    write_picture(figure, path, DRAWINGS)
 
 
 def _colours(machine: Machine) -> dict[str, str]:

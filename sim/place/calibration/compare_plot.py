@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sim.errors import InputError
-from sim.files import write_whole
+from sim.pictures import BLUE, GREEN, PURPLE, VERMILION, write_picture
 from sim.place.calibration.compare import KINDS, Side, common_dtypes, square_tflops, stream_gb_s
 from sim.place.collectives import bus_factor, plan
 from sim.topology.device import DeviceProfile
 from sim.units import GIB, KIB
 
 _DPI = 120
-# Colours that people with colour blindness tell apart (Okabe and Ito, "Color Universal Design", 2008).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+_COLOURS = (BLUE, VERMILION, GREEN, PURPLE)
 _STYLES = ("-", "--")
 _MARKS = ("o", "s")
 MOST_DTYPES = 3
 
 
-def check_plot_name(path: Path) -> None:
-    """InputError where the picture cannot have that name."""
-    if path.suffix != ".png":
-        raise InputError(path, "the plot is a PNG: choose a name that ends in .png")
-
-
 def write_plot(left: Side, right: Side, path: Path) -> None:
     """Write a PNG; the same profiles give the same bytes."""
-    check_plot_name(path)
     figure = Figure(figsize=(12, 9), dpi=_DPI, layout="constrained")
     panels = figure.subplots(2, 2)
     dtypes = (common_dtypes(left, right) or tuple(left.device.tflops))[:MOST_DTYPES]
@@ -44,10 +33,7 @@ def write_plot(left: Side, right: Side, path: Path) -> None:
     _draw_streams(panels[1][0], (left, right))
     _draw_collectives(panels[1][1], (left, right))
     figure.suptitle(f"{left.name} (solid, circles) and {right.name} (dashed, squares)", fontsize=13)
-    FigureCanvasAgg(figure)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", metadata={"Software": None})
-    write_whole(path, image.getvalue())
+    write_picture(figure, path)
 
 
 def _labelled(axes: Any, title: str, x: str, y: str) -> None:
