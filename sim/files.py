@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import tempfile
 from collections.abc import Iterator
@@ -55,6 +56,11 @@ def _folder_problem(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder} is no folder"
     return "" if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write in {folder}"
+
+
+def compressed(content: bytes) -> bytes:
+    """Gzipped, with no file name and no time in the header: the same content gives the same bytes."""
+    return gzip.compress(content, compresslevel=6, mtime=0)
 
 
 def write_whole(path: Path, content: bytes) -> None:

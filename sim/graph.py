@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from sim.errors import InputError, UserError
-from sim.files import write_whole
+from sim.files import compressed, write_whole
 from sim.ops import Alloc, Collective, Copy, Free, HostCall, Kernel, Lane, Op, Work
 
 FORMAT = "tracesim.workload/1"
@@ -133,7 +133,7 @@ def _negative(op: Op) -> bool:
 
 def write(graph: OpGraph, path: Path) -> None:
     """Write a ``.workload.json.gz`` file, whole or not at all; the same graph gives the same bytes."""
-    write_whole(path, gzip.compress(msgspec.json.encode(graph), compresslevel=6, mtime=0))
+    write_whole(path, compressed(msgspec.json.encode(graph)))
 
 
 def read(path: Path) -> OpGraph:

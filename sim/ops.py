@@ -15,7 +15,8 @@ operation alone, without waiting; it is None in a synthesized workload, whose co
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import msgspec
 
@@ -174,3 +175,15 @@ class Collective(_DeviceOp, frozen=True, tag="collective", omit_defaults=True):
 
 Op = HostCall | Mark | Alloc | Free | Kernel | Copy | Collective
 DeviceOp = Kernel | Copy | Collective
+
+
+def renumbered(op: Op, index_of: Mapping[Any, int]) -> Op:
+    """The same operation in another list: every index it holds sent through ``index_of``."""
+    changes: dict[str, object] = {}
+    if op.after:
+        changes["after"] = tuple(index_of[i] for i in op.after)
+    if isinstance(op, HostCall) and op.waits:
+        changes["waits"] = tuple(index_of[i] for i in op.waits)
+    if isinstance(op, DeviceOp) and op.launch is not None:
+        changes["launch"] = index_of[op.launch]
+    return msgspec.structs.replace(op, **changes) if changes else op

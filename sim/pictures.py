@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Colours that people with colour blindness tell apart (Okabe and Ito, "Color Universal Design", 2008).
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+DPI = 120
 
 PNG = ("png",)
 DRAWINGS = ("png", "svg", "pdf")  # for lines and boxes, which scale

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sim.cli import main
+from tests.workload.tiny_models import model_folder
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -20,13 +21,9 @@ Run = Callable[..., tuple[int, str, str]]
 def workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small OPT over two tensor-parallel ranks."""
     folder = tmp_path_factory.mktemp("model")
-    config = {
-        "model_type": "opt", "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 64, "do_layer_norm_before": True,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
     out = folder / "opt.workload.json.gz"
-    main(["synth", str(folder), "--batch", "64", "--seq", "64", "--parallel", "tp=2", "--out", str(out)])
+    model = model_folder(folder, "opt", hidden_size=64, word_embed_proj_dim=64, ffn_dim=128, vocab_size=512)
+    main(["synth", model, "--batch", "64", "--seq", "64", "--parallel", "tp=2", "--out", str(out)])
     return out
 
 

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
 MOST_WARNINGS = 10
+_UNBOUNDED = 10_000  # columns: wider than any table is by itself
 
 
 def render_warnings(warnings: Sequence[str], console: Console) -> None:
@@ -32,6 +34,18 @@ def render_more(count: int, what: str, console: Console) -> None:
 def plain_table(*columns: Column, header: bool = True, expand: bool = False) -> Table:
     """A table without edges."""
     return Table(*columns, box=box.SIMPLE_HEAD, show_header=header, show_edge=False, pad_edge=False, expand=expand)
+
+
+def render_table(table: Table, console: Console) -> None:
+    """Print a table below what stands there already."""
+    console.print()
+    console.print(table)
+
+
+def fits(table: Table, console: Console) -> bool:
+    """Whether the console has room for the table without breaking or cutting a cell."""
+    unbounded = console.options.update(width=_UNBOUNDED)
+    return Measurement.get(console, unbounded, table).maximum <= console.width
 
 
 def number_column(name: str) -> Column:

@@ -19,7 +19,6 @@ What differs from a recorded trace, and why:
 
 from __future__ import annotations
 
-import gzip
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +28,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sim.errors import InputError
-from sim.files import check_can_appear, check_folder_can_appear, write_whole
+from sim.files import check_can_appear, check_folder_can_appear, compressed, write_whole
 from sim.ops import CollectiveKind
 from sim.report.steps import UNMARKED
 from sim.timeline import CollectiveInfo, MemorySample, RankInfo, Span, Step, Timeline
@@ -116,8 +115,7 @@ def check_name(path: Path) -> None:
 
 def write_content(content: bytes, path: Path) -> None:
     """Write a trace file's JSON, compressed where its name says so."""
-    # No file name and no time in the gzip header: the same timeline gives the same bytes.
-    write_whole(path, gzip.compress(content, compresslevel=6, mtime=0) if path.name.endswith(".gz") else content)
+    write_whole(path, compressed(content) if path.name.endswith(".gz") else content)
 
 
 def encode_trace(timeline: Timeline, ranks: Sequence[int] | None = None) -> bytes:

@@ -9,12 +9,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from sim.errors import UserError
-from sim.pictures import BLUE, ORANGE, VERMILION, write_picture
+from sim.pictures import BLUE, DPI, ORANGE, VERMILION, write_picture
 from sim.timeline import MemorySample, OutOfMemory, RankInfo, Timeline
 from sim.units import GIB, NS_PER_MS, format_bytes
 
 MOST_PANELS = 8
-_DPI = 120
 _ALLOCATED, _RESERVED, _CAPACITY = BLUE, ORANGE, VERMILION
 
 
@@ -31,7 +30,7 @@ def write_memory_plot(timeline: Timeline, path: Path) -> None:
         raise UserError(f"{timeline.name}: no memory events to plot; record a trace with profile_memory=True")
     alike = _alike(timeline, samples)
     drawn = _highest([ranks[0] for ranks in alike], samples)
-    figure = Figure(figsize=(9, 1.2 + 2.8 * len(drawn)), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(9, 1.2 + 2.8 * len(drawn)), dpi=DPI, layout="constrained")
     panels = figure.subplots(len(drawn), 1, squeeze=False, sharex=True)[:, 0]
     end_ns = max([timeline.end_ns, *(rank[-1].time_ns for rank in samples.values())])
     for panel, info in zip(panels, drawn, strict=True):

@@ -10,12 +10,11 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
+from sim.report.cells import fits, number_column, plain_table, render_table
 from sim.report.cells import ms_text as _ms
-from sim.report.cells import number_column, plain_table
 from sim.report.cells import percent as _percent
 from sim.report.cells import render_more as _more
 from sim.report.cells import render_warnings as _warnings
@@ -30,7 +29,6 @@ MOST_STEPS = 10
 MOST_COLLECTIVES = 8
 MOST_DOUBTS = 3
 _BAR = 24
-_UNBOUNDED = 10_000  # columns: wider than any table is by itself
 
 
 class ComparisonRow(msgspec.Struct, frozen=True):
@@ -71,7 +69,7 @@ def render_comparison(rows: Sequence[ComparisonRow], console: Console) -> None:
     The trace files are a column where they fit on the line unbroken, else a list below.
     """
     table = _comparison(rows, files=True)
-    beside = Measurement.get(console, console.options.update(width=_UNBOUNDED), table).maximum <= console.width
+    beside = fits(table, console)
     console.print(table if beside else _comparison(rows, files=False))
     console.print(Text("times in ms a step; what is missing to the step is exposed memcpy", style="dim"))
     for row in rows:
@@ -142,8 +140,7 @@ def _remedies(summary: Summary, console: Console) -> None:
     for row in sorted(summary.remedies, key=lambda row: not row.fits):
         verdict = Text("yes", style="green") if row.fits else Text("no", style="red")
         table.add_row(_plain(row.option), verdict, _gib(row.peak_reserved_bytes), _ms(row.step_ms))
-    console.print()
-    console.print(table)
+    render_table(table, console)
 
 
 def _is_unmarked(summary: Summary) -> bool:
@@ -201,8 +198,7 @@ def _times(summary: Summary, console: Console) -> None:
     ):  # fmt: skip
         share = part / summary.step_ms if summary.step_ms else 0.0
         table.add_row(f"  {name}", _ms(part), _percent(share), _bar(share, console))
-    console.print()
-    console.print(table)
+    render_table(table, console)
 
 
 def _measured(summary: Summary) -> Text:
@@ -233,8 +229,7 @@ def _memory(summary: Summary, console: Console) -> None:
         table.add_row(f"{name}, about", f"{_gib(size)} GiB", style="dim")
     if fullest.memory_bytes:
         table.add_row("of device memory", f"{_gib(fullest.memory_bytes)} GiB", style="dim")
-    console.print()
-    console.print(table)
+    render_table(table, console)
     for peak in [peak for peak in summary.memory_peaks if peak.rank == fullest.rank and peak.by_category][:1]:
         parts = ", ".join(f"{category} {format_bytes(held)}" for category, held in peak.by_category.items())
         console.print(Text(f"at the peak of rank {peak.rank} ({peak.op or 'no op'}): {parts}"))
@@ -257,8 +252,7 @@ def _steps(summary: Summary, console: Console) -> None:
             cells += ["-" if row.measured_ms is None else _ms(row.measured_ms)]
             cells += ["-" if row.error is None else _signed(row.error)]
         table.add_row(*cells)
-    console.print()
-    console.print(table)
+    render_table(table, console)
     _more(len(summary.per_step) - MOST_STEPS, "steps", console)
 
 
@@ -283,8 +277,7 @@ def _ranks(summary: Summary, console: Console) -> None:
         cells += [_ms(rank.busy_ms), _ms(rank.breakdown_ms.exposed_communication)]
         cells += [_ms(rank.waiting_ms)] if waiting else []
         table.add_row(*cells, _ms(rank.breakdown_ms.idle), _of_card(rank.peak_reserved_bytes, rank.memory_bytes))
-    console.print()
-    console.print(table)
+    render_table(table, console)
     if folded:
         rest = ranks[MOST_RANKS:]
         _more(len(rest), f"ranks, {_ms(rest[-1].step_ms)} to {_ms(rest[0].step_ms)} ms a step", console)
@@ -303,8 +296,7 @@ def _collectives(summary: Summary, console: Console) -> None:
             row.kind, format_bytes(row.bytes), str(row.ranks), _plain(how), str(row.count), _ms(row.total_ms),
             _ms(row.transfer_ms),
         )  # fmt: skip
-    console.print()
-    console.print(table)
+    render_table(table, console)
     _more(len(summary.collectives) - MOST_COLLECTIVES, "kinds and sizes", console)
 
 
@@ -317,8 +309,7 @@ def _top_ops(summary: Summary, console: Console) -> None:
     )  # fmt: skip
     for row in summary.top_ops:
         table.add_row(_plain(_short(row.name)), str(row.count), _ms(row.total_ms), _percent(row.share))
-    console.print()
-    console.print(table)
+    render_table(table, console)
 
 
 def _durations(summary: Summary, console: Console) -> None:

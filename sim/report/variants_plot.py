@@ -11,13 +11,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
-from sim.pictures import BLUE, COLOURS, ORANGE, VERMILION, write_picture
+from sim.pictures import BLUE, COLOURS, DPI, ORANGE, VERMILION, write_picture
 from sim.report.variants import Value, Variant, WhatIf
 from sim.report.variants_text import value_text
 
 MOST_BARS = 24
 MOST_LINES = 6
-_DPI = 120
 _PARTS = (("compute", BLUE), ("exposed_communication", VERMILION), ("exposed_memcpy", ORANGE), ("idle", "#BBBBBB"))
 _UNITS = {"_gb_s": "GB/s", "_us": "µs", "_gib": "GiB", "_mib": "MiB", "_w": "W"}
 # From here on the values are as far apart as a straight scale shows badly.
@@ -41,7 +40,7 @@ def draw(told: WhatIf) -> Figure:
     """The picture, before it is a file."""
     numeric = next((name for name in told.base.values if _is_numeric(told, name)), None)
     bars = min(len(told.rows) + 1, MOST_BARS)
-    figure = Figure(figsize=(12 if numeric else 9, max(5.0, 1.6 + 0.3 * bars)), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(12 if numeric else 9, max(5.0, 1.6 + 0.3 * bars)), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, 2 if numeric else 1, squeeze=False)[0]
     if numeric:
         _draw_lines(panels[0], told, numeric)

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
-from sim.report.cells import ms_text, number_column, percent, plain_table, render_warnings, shorten
+from sim.report.cells import (
+    fits,
+    ms_text,
+    number_column,
+    percent,
+    plain_table,
+    render_table,
+    render_warnings,
+    shorten,
+)
 from sim.report.variants import Bound, LedgerLine, NextBound, Solution, Value, Variant, WhatIf
 from sim.units import GIB
 
@@ -28,7 +36,6 @@ _SHORT = {
 }  # fmt: skip
 # Columns that go first where the terminal is too narrow for all: each row's own lines tell the last of them.
 _DISPENSABLE = ("joules", "idle", "bound by")
-_UNBOUNDED = 10_000  # columns: wider than any table is by itself
 
 
 def render_what_if(told: WhatIf, console: Console) -> None:
@@ -55,7 +62,7 @@ def _fitting_table(told: WhatIf, console: Console) -> tuple[Table, list[str]]:
     for dropped in ("", *_DISPENSABLE):
         without += [dropped] if dropped in _columns(told, ()) else []
         table = _table(told, without)
-        if Measurement.get(console, console.options.update(width=_UNBOUNDED), table).maximum <= console.width:
+        if fits(table, console):
             break
     return table, without
 
@@ -253,8 +260,7 @@ def render_solution(told: Solution, console: Console) -> None:
     table = plain_table(number_column(told.path), number_column(told.measure))
     for each in sorted(told.tried, key=lambda each: each.value):
         table.add_row(f"{each.value:.4g}", f"{each.measure:.4g}")
-    console.print()
-    console.print(table)
+    render_table(table, console)
     _render_list(told.warnings, console)
 
 

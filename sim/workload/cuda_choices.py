@@ -50,7 +50,9 @@ class CudaChoices(TorchFunctionMode):
             torch.dropout: _dropout,
             functional.multi_head_attention_forward: self._within,
         }
-        self._choices |= dict.fromkeys(SOFTMAX, _softmax) | dict.fromkeys(LOG_SOFTMAX, _log_softmax)
+        softmax = _converting(torch.ops.aten._softmax, functional.softmax)
+        log_softmax = _converting(torch.ops.aten._log_softmax, functional.log_softmax)
+        self._choices |= dict.fromkeys(SOFTMAX, softmax) | dict.fromkeys(LOG_SOFTMAX, log_softmax)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         choice = self._choices.get(func)
@@ -97,21 +99,15 @@ def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace
     return out
 
 
-def _softmax(
-    input: torch.Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
-) -> torch.Tensor:
-    dtype = torch.float32 if dtype is None and _autocasting() else dtype
-    if dtype == torch.float32 and input.dtype == torch.float16 and dim is not None:
-        out: torch.Tensor = torch.ops.aten._softmax(input, dim, True)
-        return out
-    return functional.softmax(input, dim, _stacklevel, dtype)
+def _converting(fused: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A softmax that converts inside its kernel, where CUDA's does; else the plain one."""
 
+    def softmax(
+        input: torch.Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        dtype = torch.float32 if dtype is None and _autocasting() else dtype
+        if dtype == torch.float32 and input.dtype == torch.float16 and dim is not None:
+            return fused(input, dim, True)
+        return plain(input, dim, _stacklevel, dtype)
 
-def _log_softmax(
-    input: torch.Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
-) -> torch.Tensor:
-    dtype = torch.float32 if dtype is None and _autocasting() else dtype
-    if dtype == torch.float32 and input.dtype == torch.float16 and dim is not None:
-        out: torch.Tensor = torch.ops.aten._log_softmax(input, dim, True)
-        return out
-    return functional.log_softmax(input, dim, _stacklevel, dtype)
+    return softmax

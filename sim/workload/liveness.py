@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-import msgspec
-
-from sim.ops import Alloc, Free, HostCall, Op
+from sim.ops import Alloc, Free, Op, renumbered
 
 KEPT = ("parameter", "input")
 
@@ -42,16 +40,3 @@ def _rebuilt(ops: Sequence[Op], movable: Collection[int], dying: Mapping[int, Se
             moved.append(renumbered(op, index_of))
         moved.extend(Free(lane=0, block=block) for block in dying.get(i, ()))
     return moved
-
-
-def renumbered(op: Op, index_of: Mapping[int, int]) -> Op:
-    """The same operation with every reference sent through ``index_of``."""
-    changes: dict[str, object] = {}
-    if op.after:
-        changes["after"] = tuple(index_of[i] for i in op.after)
-    if isinstance(op, HostCall) and op.waits:
-        changes["waits"] = tuple(index_of[i] for i in op.waits)
-    launch = getattr(op, "launch", None)
-    if launch is not None:
-        changes["launch"] = index_of[launch]
-    return msgspec.structs.replace(op, **changes) if changes else op

@@ -25,7 +25,7 @@ import msgspec
 
 from sim.errors import InputError, UserError
 from sim.graph import OpGraph, Program, RankProgram, read
-from sim.ops import Alloc, Collective, DeviceOp, HostCall, Kernel, Lane, Mark, Op, TensorMeta, Work
+from sim.ops import Alloc, Collective, DeviceOp, HostCall, Kernel, Lane, Mark, Op, TensorMeta, Work, renumbered
 from sim.timeline import Timeline
 from sim.workload.inputs import WORKLOAD_SUFFIX
 from sim.workload.kineto import HostEvent, KinetoTrace, read_trace
@@ -343,19 +343,8 @@ def _interleaved(old: Sequence[Op], behind: dict[int, list[_Put]], first: Sequen
     at: dict[object, int] = {}
     for i, op in enumerate(old):
         at[i] = len(ops)
-        ops.append(_moved(op, at))
+        ops.append(renumbered(op, at))
         for put in behind.get(i, ()):
             at[put.key] = len(ops)
             ops.append(put.make(at))
     return tuple(ops)
-
-
-def _moved(op: Op, at: dict[object, int]) -> Op:
-    changes: dict[str, object] = {}
-    if op.after:
-        changes["after"] = tuple(at[i] for i in op.after)
-    if isinstance(op, HostCall) and op.waits:
-        changes["waits"] = tuple(at[i] for i in op.waits)
-    if isinstance(op, DeviceOp) and op.launch is not None:
-        changes["launch"] = at[op.launch]
-    return msgspec.structs.replace(op, **changes) if changes else op

@@ -18,6 +18,7 @@ from sim.topology.load import load_topology
 from sim.workload.replicas import bucket_of_each, read_replicated
 from sim.workload.spec import SynthSpec
 from sim.workload.synth import synthesize
+from tests.workload.tiny_models import model_folder
 
 MIB = 1 << 20
 
@@ -119,13 +120,7 @@ def test_a_real_trace(shared_dir: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    config = {
-        "model_type": "opt", "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 64, "do_layer_norm_before": True,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    return Path(model_folder(tmp_path_factory.mktemp("tiny"), "opt"))
 
 
 def test_a_synthesized_workload_is_what_synth_makes(tiny: Path, tmp_path: Path) -> None:

@@ -10,13 +10,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sim.pictures import BLUE, GREEN, PURPLE, VERMILION, write_picture
+from sim.pictures import BLUE, DPI, GREEN, PURPLE, VERMILION, write_picture
 from sim.place.calibration.compare import KINDS, Side, common_dtypes, square_tflops, stream_gb_s
 from sim.place.collectives import bus_factor, plan
 from sim.topology.device import DeviceProfile
 from sim.units import GIB, KIB
 
-_DPI = 120
 _COLOURS = (BLUE, VERMILION, GREEN, PURPLE)
 _STYLES = ("-", "--")
 _MARKS = ("o", "s")
@@ -25,7 +24,7 @@ MOST_DTYPES = 3
 
 def write_plot(left: Side, right: Side, path: Path) -> None:
     """Write a PNG; the same profiles give the same bytes."""
-    figure = Figure(figsize=(12, 9), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(12, 9), dpi=DPI, layout="constrained")
     panels = figure.subplots(2, 2)
     dtypes = (common_dtypes(left, right) or tuple(left.device.tflops))[:MOST_DTYPES]
     _draw_products(panels[0][0], (left, right), dtypes)
