@@ -129,10 +129,8 @@ class _Pass:
         durations = self._replayed.placed.costs.duration_ns
         for i in indices:
             op = self._ops[i]
-            for awaited in op.after:
-                while awaited not in self._end:
-                    yield (self.rank, "end", awaited)
-                now = np.maximum(now, self._end[awaited])
+            if op.after:
+                now = yield from self._after(op.after, now)
             if isinstance(op, Collective):
                 now = yield from self._communicate(i, op, now)
                 continue
@@ -142,10 +140,8 @@ class _Pass:
             self._begin(i, now)
             begun = now
             if isinstance(op, HostCall):
-                for awaited in op.waits:
-                    while awaited not in self._end:
-                        yield (self.rank, "end", awaited)
-                    now = np.maximum(now, self._end[awaited])
+                if op.waits:
+                    now = yield from self._after(op.waits, now)
                 if durations[i]:
                     now = now + self._scale(durations[i], host)
             self._finish(i, begun, now)
@@ -156,15 +152,13 @@ class _Pass:
         moments, kinds = self._replayed.moments, self._doubt.kind
         for i in indices:
             op = self._ops[i]
-            for awaited in op.after:
-                while awaited not in self._end:
-                    yield (self.rank, "end", awaited)
-                now = np.maximum(now, self._end[awaited])
+            if op.after:
+                now = yield from self._after(op.after, now)
             if costs.gap_ns[i]:
                 now = now + self._scale(costs.gap_ns[i], self._doubt.launch)
             launch: int | None = op.launch  # type: ignore[union-attr]
             if launch is not None:
-                while launch not in self._start:
+                if launch not in self._start:
                     yield (self.rank, "start", launch)
                 now = np.maximum(now, self._start[launch] + self._lag(i, launch))
             if isinstance(op, Collective):
@@ -174,6 +168,14 @@ class _Pass:
             begun = now
             now = now + self._scale(moments.end[i] - moments.start[i], kinds[i] if kinds else NONE)
             self._finish(i, begun, now)
+
+    def _after(self, awaited: Sequence[int], now: Times) -> Generator[_Key, None, Times]:
+        """Until the ends of others are known: the latest of them and now."""
+        for op in awaited:
+            if op not in self._end:
+                yield (self.rank, "end", op)
+            now = np.maximum(now, self._end[op])
+        return now
 
     def _lag(self, i: int, launch: int) -> Times:
         """The call as far as the device waits for it is the host's; the latency behind it is the launch's."""
@@ -191,7 +193,7 @@ class _Pass:
             if member not in self._board.ranks:
                 continue
             key = (member, op.group, op.seq)
-            while key not in self._board.arrivals:
+            if key not in self._board.arrivals:
                 yield key
             last = np.maximum(last, self._board.arrivals[key])
         kinds = self._doubt.kind

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 import sim
 from sim.ops import Collective, HostCall, Kernel, Mark, Op
@@ -52,6 +54,59 @@ def test_with_nothing_varied_it_is_the_replay(ops: list[Op]) -> None:
 def test_with_nothing_varied_it_is_the_replay_of_ranks_that_share_links_and_sms(machine: str) -> None:
     placement = sim.place(layered(4), sim.load_topology(machine))
     check_same(*repeated(placement, RankDoubt((), NONE, NONE)))
+
+
+FACTORS = (0.3, 1.0, 1.7, 4.0)
+
+
+@given(programs(), st.data())
+def test_every_repetition_is_the_event_loops_own_replay_of_durations_so_scaled(
+    ops: list[Op], data: st.DataObject
+) -> None:
+    """The vector pass has its own words for the rules of waiting: each column must be what the event loop says."""
+    drawn_factors = st.lists(st.sampled_from(FACTORS), min_size=3, max_size=3)
+    rows = np.array([[round(f * PPM) for f in data.draw(drawn_factors)] for _ in range(4)], dtype=np.int64)
+    kinds = (*(data.draw(st.sampled_from((NONE, 0, 1))) for _ in ops), NONE)
+    doubt = RankDoubt(kinds, host=2, launch=3)
+    placement = place_as_captured(graph_of([*ops, Mark(lane=MAIN, step=0, edge="end")]))
+    (replay,), drawn = repeated(placement, doubt, *(rows / PPM).tolist())
+    for column in range(3):
+        (single,) = run(_scaled(placement, doubt, [int(row[column]) for row in rows])).ranks
+        device = [i for i, op in enumerate(replay.ops) if isinstance(op, Kernel | Collective)]
+        assert {i: int(ends[column]) for i, ends in drawn[0].ends.items()} == {
+            i: single.moments.end[i] for i in drawn[0].ends
+        }
+        assert int(drawn[0].device[column]) == sum(single.moments.end[i] - single.moments.start[i] for i in device)
+
+
+def _scaled(placement: Placement, doubt: RankDoubt, ppm: list[int]) -> Placement:
+    """The placement of one rank with every duration multiplied, as its kind of doubt says."""
+
+    def times(ns: int, kind: int) -> int:
+        return ns if kind == NONE else (ns * ppm[kind] + PPM // 2) // PPM
+
+    (program,), (placed,) = placement.graph.programs, placement.ranks
+    costs, ops = placed.costs, program.ops
+    lags = []
+    for i, op in enumerate(ops):
+        launch = getattr(op, "launch", None)
+        called = 0 if launch is None else min(costs.lag_ns[i], costs.duration_ns[launch])
+        lags.append(times(called, doubt.host) + times(costs.lag_ns[i] - called, doubt.launch))
+    host = [isinstance(op, HostCall | Mark) for op in ops]
+    longer = msgspec.structs.replace(
+        costs,
+        duration_ns=tuple(
+            times(costs.duration_ns[i], doubt.host if host[i] else doubt.kind[i]) for i in range(len(ops))
+        ),
+        gap_ns=tuple(times(ns, doubt.launch) for ns in costs.gap_ns),
+        lag_ns=tuple(lags),
+    )
+    slower = tuple(
+        msgspec.structs.replace(op, before_ns=times(op.before_ns, doubt.host)) if on_host else op
+        for op, on_host in zip(ops, host, strict=True)
+    )
+    graph = msgspec.structs.replace(placement.graph, programs=(msgspec.structs.replace(program, ops=slower),))
+    return msgspec.structs.replace(placement, graph=graph, ranks=(msgspec.structs.replace(placed, costs=longer),))
 
 
 def test_a_step_with_longer_kernels_by_hand() -> None:
