@@ -10,11 +10,15 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from sim.topology.fields import Count, Dtype, FileModel, Positive, Share, Text, Time
+from sim.topology.fields import Count, Dtype, FileModel, NotBool, Positive, Share, Text, Time, one_of
 
 Tile = tuple[Count, Count]
 Tiles = Annotated[tuple[Tile, ...], Field(min_length=1)]
-AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
+AtLeastOne = Annotated[float, Field(ge=1, le=1e9, allow_inf_nan=False), NotBool]
+ROWS = ("softmax", "layer_norm")
+SPREADS = ("gemm_float16", "gemm_float32", "elementwise", *ROWS, "attention")
+RowName = Annotated[str, one_of("kernel of rows", ROWS)]
+SpreadName = Annotated[str, one_of("class of kernels", SPREADS)]
 
 
 class GemmFit(FileModel):
@@ -146,7 +150,7 @@ class Calibration(FileModel):
     gemm: dict[Dtype, GemmFit] = Field(default_factory=dict)
     power: dict[Dtype, PowerFit] = Field(default_factory=dict)
     memory: MemoryFit | None = None
-    rows: dict[str, RowFit] = Field(default_factory=dict)
+    rows: dict[RowName, RowFit] = Field(default_factory=dict)
     attention: AttentionFit | None = None
     call: CallTime | None = None
-    spread: dict[str, Spread] = Field(default_factory=dict)
+    spread: dict[SpreadName, Spread] = Field(default_factory=dict)

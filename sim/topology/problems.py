@@ -58,6 +58,7 @@ _RULES = {
     "literal_error": "must be {}",
     "model_type": "must be a mapping of keys",
     "dict_type": "must be a mapping of keys",
+    "too_short": "must hold something",
     "tuple_type": "must be a list",
     "list_type": "must be a list",
 }

@@ -52,7 +52,9 @@ def parse_yaml(text: str, where: str) -> dict[str, object]:
 
 
 def _shape(data: object) -> str:
-    return "nothing" if data is None else f"a {type(data).__name__}"
+    words = {"NoneType": "nothing", "str": "text", "int": "a number", "float": "a number", "bool": "true or false"}
+    kind = type(data).__name__
+    return words.get(kind, f"a {kind}")
 
 
 def shipped_names(folder: str) -> tuple[str, ...]:

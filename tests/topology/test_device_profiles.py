@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,8 @@ def test_missing_and_impossible_numbers_are_told_at_once(tmp_path: Path) -> None
         "gflop_per_joule: 353.0": "gflop_per_joule: 0",
         "l2_mib: 6": "l2_mib: six",
         "flash: 0.73": "flash: 1.5",
+        "process_nm: 10": "process_nm: true",
+        "  spread:\n": "  spread:\n    sofmax: {p10: 1, p90: 1, borrowed_p10: 1, borrowed_p90: 1}\n",
     }.items():
         assert good in text, good
         text = text.replace(good, bad, 1)
@@ -133,5 +136,30 @@ def test_missing_and_impossible_numbers_are_told_at_once(tmp_path: Path) -> None
         "calibration.power.float16.gflop_per_joule: must be > 0, found 0",
         "calibration.memory.efficiency: must be <= 1, found 1.2",
         "calibration.attention.flash: must be <= 1, found 1.5",
+        "process_nm: must be a number, found true",
+        "calibration.spread.sofmax: unknown class of kernels 'sofmax': did you mean 'softmax'",
     ):
         assert problem in told, told
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "must be a mapping of keys, found nothing"),
+        (b"- a\n- b\n", "must be a mapping of keys, found a list"),
+        (b"64\n", "must be a mapping of keys, found a number"),
+        (b"sms: 64\nsms: 32\n", "line 2: not valid YAML: the key 'sms' stands twice"),
+        (b"tflops: {float16: 1, float16: 2}\n", "line 1: not valid YAML: the key 'float16' stands twice"),
+        (b"name: x\n\tsms: 1\n", "line 2: not valid YAML"),
+        (b"name: \xff\xfe\n", "is not UTF-8 text"),
+        (b"tflops: {}\nmemory_gb: 24\n", "tflops: must hold something, found {}; "),
+        (b"memory_gb: 24\n", "memory_gb: unknown key (did you mean 'memory_gib'?)"),
+        (b"tflops: [1, 2]\nsms: 64.5\n", "sms: must be a whole number, found 64.5; "),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_profile_is_one_line(
+    refused: Callable[..., str], tmp_path: Path, content: bytes, told: str
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content)
+    assert told in refused("kernel", "relu", "--rows", 1, "--columns", 8, "--dtype", "float32", "--device", path)

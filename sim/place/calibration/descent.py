@@ -4,7 +4,7 @@ profile for a try."""
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,27 @@ FIRST_STEP, SHRINKING = 0.4, 0.82
 
 def held_out(*sizes: object) -> bool:
     """Whether a shape is left out of every fit: one in five, by the CRC-32 of its sizes."""
-    return zlib.crc32(",".join(map(str, sizes)).encode()) % HELD_OUT == 0
+    return _crc(sizes) % HELD_OUT == 0
+
+
+def folds(groups: Sequence[tuple[object, ...]]) -> NDArray[np.int64]:
+    """Which fifth each sample is in: samples of one group together, the groups dealt out by their CRC-32."""
+    dealt = {group: i % HELD_OUT for i, group in enumerate(sorted(set(groups), key=lambda g: (_crc(g), g)))}
+    return np.array([dealt[group] for group in groups], dtype=np.int64)
+
+
+def _crc(sizes: Sequence[object]) -> int:
+    return zlib.crc32(",".join(map(str, sizes)).encode())
+
+
+def holding(ratios: Floats, share: float) -> tuple[float, float]:
+    """Between which two of so many ratios one more of their kind lies with that probability, half of the rest on either
+    side: the ends are drawn from n + 1 places and not from n (conformal prediction: Vovk, Gammerman and Shafer,
+    Algorithmic Learning in a Random World, 2005)."""
+    ordered, tail = np.sort(ratios), (1 - share) / 2
+    outside = int(np.floor(tail * (len(ordered) + 1) + 1e-9))
+    first = max(outside - 1, 0)
+    return float(ordered[first]), float(ordered[-1 - first])
 
 
 def errors(predicted: Floats, measured: Floats) -> Floats:

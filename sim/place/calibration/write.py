@@ -65,14 +65,17 @@ def tell_fits(done: Written, left_out: int, console: Console) -> None:
     """What was written, how well it predicts, and what to do with it."""
     if done.judged:
         table = Table(
-            title="Samples that no fit saw: measured over predicted", title_justify="left", box=None, pad_edge=False
+            title="Each sample by a fit that had not seen it: measured over predicted",
+            title_justify="left",
+            box=None,
+            pad_edge=False,
         )
-        for name in ("", "fitted", "left out", "p10", "median", "p90", "mean error"):
+        for name in ("", "samples", "p10", "median", "p90", "mean error"):
             table.add_column(name, justify="right" if name else "left")
         for one in done.judged:
             low, middle, high = (f"{value:.2f}" for value in np.quantile(one.ratio, [0.1, 0.5, 0.9]))
             mean = f"{100 * float(np.abs(1 / one.ratio - 1).mean()):.1f} %"
-            table.add_row(one.name, str(one.seen), str(len(one.ratio)), low, middle, high, mean)
+            table.add_row(one.name, str(len(one.ratio)), low, middle, high, mean)
         console.print(table)
     if left_out:
         console.print(f"{left_out} sizes were left out: too long, too large, or without a kernel here")
