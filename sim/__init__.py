@@ -22,7 +22,8 @@ from sim.graph import OpGraph
 from sim.place.place import place
 from sim.replay.replay import replay
 from sim.report.chrome import write_trace
-from sim.report.summary import Summary, summarize
+from sim.report.summarize import summarize
+from sim.report.summary import Summary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

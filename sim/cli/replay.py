@@ -20,6 +20,7 @@ from sim.replay.allocator.config import AllocatorConfig, parse_alloc_conf
 from sim.replay.engine import run
 from sim.replay.replay import timeline_of
 from sim.report import chrome, summary, text
+from sim.report.summarize import summarize
 from sim.report.summary import Summary
 from sim.timeline import Timeline
 
@@ -106,7 +107,7 @@ def _replay(asked: _Asked, tell: Callable[[str], None]) -> tuple[Timeline, Summa
     timeline = timeline_of(replayed, asked.config)
     seconds = time.perf_counter() - begun
     ops = sum(len(workload.graph.programs[r.program].ops) for r in placement.ranks)
-    told = summary.summarize(timeline, workload.measured, ops=ops, replay_seconds=seconds)
+    told = summarize(timeline, workload.measured, ops=ops, replay_seconds=seconds)
     if asked.machine is not None:
         from sim.whatif.energy import with_energy
 

@@ -14,7 +14,8 @@ from sim.replay.critical import CriticalPaths, Segment
 from sim.replay.engine import run
 from sim.replay.replay import timeline_of
 from sim.report.steps import job_steps, rank_views, slowest
-from sim.report.summary import Summary, summarize
+from sim.report.summarize import summarize
+from sim.report.summary import Summary
 from sim.timeline import Timeline
 from sim.topology.machine import Machine
 from sim.units import format_bytes, ms_from_ns

@@ -17,7 +17,8 @@ from sim.graph import OpGraph
 from sim.place.place import place
 from sim.replay.allocator.config import AllocatorConfig
 from sim.replay.replay import replay
-from sim.report.summary import RemedyRow, summarize
+from sim.report.summarize import summarize
+from sim.report.summary import RemedyRow
 from sim.topology.machine import Machine
 from sim.workload.spec import SynthSpec, spec_of
 

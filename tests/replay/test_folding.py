@@ -22,7 +22,8 @@ from sim.replay.engine import run
 from sim.replay.folding import fold
 from sim.replay.replay import replay
 from sim.report.chrome import encode_trace
-from sim.report.summary import encode, summarize
+from sim.report.summarize import summarize
+from sim.report.summary import encode
 from sim.timeline import Timeline
 from sim.topology.load import load_topology
 from tests.programs import COMM, LANES, MAIN, STREAM

@@ -8,7 +8,8 @@ from rich.console import Console
 from told_timelines import out_of_memory, two_ranks, two_ranks_measured
 
 from sim.report.chrome import encode_trace
-from sim.report.summary import Summary, encode, summarize
+from sim.report.summarize import summarize
+from sim.report.summary import Summary, encode
 from sim.report.text import ComparisonRow, render_comparison, render_summary
 
 WIDTH = 80

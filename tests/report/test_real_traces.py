@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sim.report.chrome import write_traces
-from sim.report.summary import summarize
+from sim.report.summarize import summarize
 from sim.workload.inputs import read_inputs
 
 # Two traces whose steps the plugin takes from the host alone, as it does of files with today's category names.

@@ -14,7 +14,9 @@ from told_timelines import GIB, MS, Sketch, collective, out_of_memory, random_ti
 
 from sim.errors import UserError
 from sim.report import summary as told
-from sim.report.summary import Breakdown, summarize
+from sim.report.steps import Splitter, rank_views
+from sim.report.summarize import summarize
+from sim.report.summary import Breakdown
 from sim.timeline import Step, Timeline
 
 
@@ -243,8 +245,8 @@ def test_nothing_to_tell_is_said() -> None:
 def test_laws(timeline: Timeline) -> None:
     s = summarize(timeline)
     s.check()
-    for view, rank in zip(told.rank_views(timeline), s.ranks, strict=True):
-        splitter = told.Splitter(view)
+    for view, rank in zip(rank_views(timeline), s.ranks, strict=True):
+        splitter = Splitter(view)
         for step in view.steps:
             split = splitter.split(step.start_ns, step.end_ns)
             # Exact in integers, and no part is negative.

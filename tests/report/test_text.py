@@ -10,7 +10,8 @@ from golden_cases import WIDTH, comparison_text, console, printed, summary_text
 from rich.console import Console
 from told_timelines import GIB, MS, Sketch, collective, out_of_memory, two_ranks, two_ranks_measured
 
-from sim.report.summary import Summary, summarize
+from sim.report.summarize import summarize
+from sim.report.summary import Summary
 from sim.report.text import ComparisonRow, _joules, render_comparison, render_summary
 from sim.timeline import MemorySample, Step
 

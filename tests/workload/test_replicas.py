@@ -13,7 +13,7 @@ from sim.graph import OpGraph, write
 from sim.ops import Alloc, Collective, HostCall, Kernel, TensorMeta
 from sim.place.place import place
 from sim.replay.replay import replay
-from sim.report.summary import summarize
+from sim.report.summarize import summarize
 from sim.topology.load import load_topology
 from sim.workload.replicas import bucket_of_each, read_replicated
 from sim.workload.spec import SynthSpec
