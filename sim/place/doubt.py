@@ -31,7 +31,7 @@ from sim.place.placement import (
     Source,
 )
 from sim.timeline import DurationSource
-from sim.topology.abilities import abilities_of, family
+from sim.topology.abilities import UNKNOWN, abilities_of, family
 from sim.topology.device import DeviceProfile, find_device
 from sim.topology.machine import Gpu
 
@@ -67,7 +67,7 @@ NAMED: dict[NameClass, str] = {
     "bytes": "elementwise",
 }
 # No formula or no shapes, only the bytes of the tensors: assumed, nothing is known.
-ESTIMATE = Interval(0.5, 2.0, 0.5)
+ESTIMATE = Interval(*UNKNOWN, 0.5)
 # Two cards of one model: Sinha et al., Not All GPUs Are Created Equal (SC22, arXiv 2208.11035): whiskers of 8 % of the
 # median on average over five clusters and all applications, which is 5.4 standard deviations.
 CARD = Interval(0.981, 1.019, 1.0)
@@ -133,13 +133,14 @@ class _Register:
 
     def _without_collectives(self, placed: PlacedRank, profile: DeviceProfile, captured_on: str) -> RankDoubt:
         program = self._graph.programs[placed.program]
-        if profile.kind != "gpu":  # a run on a CPU keeps its durations; only its collectives are computed
+        on_cpu = profile.kind != "gpu"
+        if on_cpu and _is_captured(program):  # a run on a CPU keeps its durations; only its collectives are computed
             return RankDoubt((NONE,) * len(program.ops), NONE, NONE)
         kinds = tuple(self._op(placed, i, op, profile, captured_on) for i, op in enumerate(program.ops))
         host = OTHER_HOST if _is_captured(program) else HOST
         pace = Part(Source("the host's pace", "`tracesim trace` of any job on that host"), host, "")
         launch = Part(Source(f"launches on {profile.full_name}", CALIBRATE), LAUNCH, "")
-        return RankDoubt(kinds, self._add((pace,)), self._add((launch,)))
+        return RankDoubt(kinds, self._add((pace,)), NONE if on_cpu else self._add((launch,)))
 
     def _add(self, kind: Kind) -> int:
         if kind not in self._index:
@@ -210,7 +211,9 @@ def _of_class(name: str, piece: str, profile: DeviceProfile, *, known: bool = Tr
     """The spread of a class of kernels: the device's own where it was measured itself, and where the kernel is
     ``known`` to be one of those that were."""
     abilities = abilities_of(profile)
-    if name in UNMEASURED:
+    if profile.kind != "gpu" and name in UNMEASURED:
+        low, high, own, common = *UNKNOWN, False, 1.0
+    elif name in UNMEASURED:
         widest = abilities.spreads[UNMEASURED[name]].fit
         low, high, own, common = widest.borrowed_p10, widest.borrowed_p90, False, 1.0
     elif not known:

@@ -9,6 +9,7 @@ import msgspec
 from sim.errors import UserError
 from sim.graph import OpGraph, Program
 from sim.ops import Collective, Copy, DeviceOp, HostCall, Kernel, Lane, Op
+from sim.place.borrowed import Borrowed
 from sim.place.captured import AS_CAPTURED, CPU
 from sim.place.collectives import CollectivePlan, plan
 from sim.place.doubt import doubts_of, of_collective
@@ -111,11 +112,12 @@ class _Placer:
         self._plans: dict[tuple[str, int, tuple[int, ...]], CollectivePlan] = {}
         self._kernels: dict[tuple[int, str], KernelCost] = {}
         self._unexplained = Unexplained()
+        self._borrowed = Borrowed()
         self._notes: list[str] = list(machine.remarks)
 
     def warnings(self) -> tuple[str, ...]:
         """What a reader of the numbers must know: of the machine, of its collectives, and what was estimated."""
-        return (*self._notes, *self._unexplained.told())
+        return (*self._notes, *self._borrowed.told(), *self._unexplained.told())
 
     def refuse_unexplained(self) -> None:
         """UserError with every kernel that no formula explains, and how often there is one."""
@@ -296,6 +298,8 @@ class _Placer:
         cost = self._kernels[key]
         if cost.source == "estimate":
             self._unexplained.add("have no cost formula or no shapes, estimated by bytes", op.name)
+        else:
+            self._borrowed.add(gpu.profile, cost.lender, self._graph.works[op.work])
         return cost.ns, cost.source
 
     def _copy(self, op: Copy, gpu: Gpu) -> Timed:

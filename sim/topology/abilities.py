@@ -32,6 +32,8 @@ PROCESS_EXPONENT = 0.61
 SIMILAR_RATE = math.log(1.5)
 # NVIDIA Ampere GA102 and Ada whitepapers: one of an SM's two datapaths does float32 or integers.
 SHARED_LANES = ((8, 6), (8, 7), (8, 9))
+# Measured over predicted where nothing of its kind was ever measured: assumed, nobody knows.
+UNKNOWN = (0.5, 2.0)
 # The families of dtypes that run on the same units, and so on the same kernels.
 FAMILY = {"bfloat16": "float16", "tfloat32": "float16", "float8_e4m3fn": "float16", "float8_e5m2": "float16"}
 
@@ -73,6 +75,8 @@ class Abilities(msgspec.Struct, frozen=True):
         the device's own level is measured: then what is left is how shapes differ, on it or on its nearest kin."""
         lent = self.spreads[name]
         known = lent.own or self._measured_itself(name)
+        if not known and self.profile.kind == "cpu":  # all that lend are GPUs
+            return (*UNKNOWN, False)
         low, high = (lent.fit.p10, lent.fit.p90) if known else (lent.fit.borrowed_p10, lent.fit.borrowed_p90)
         return low, high, known
 
@@ -164,6 +168,8 @@ def _call(profile: DeviceProfile, lenders: Sequence[DeviceProfile]) -> Lent[Call
         if times and (own is None or getattr(own, name) is None):
             medians[name] = median(times)
     assert own or others, "the shipped profiles calibrate calls"
+    if own is None and profile.kind == "cpu":  # there the kernel is the call
+        return Lent(CallTime(source="none", data="none", elementwise=0, softmax=0, layer_norm=0), profile.name, False)
     if own is not None:
         return Lent(own.model_copy(update=medians), profile.name, True)
     return Lent(others[0].model_copy(update=medians), "median", False)
