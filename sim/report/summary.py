@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -177,6 +178,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     doubt: tuple[DoubtRow, ...] = ()
     energy_j: float | None = None
     energy_j_per_token: float | None = None
+    energy_from: Literal["estimate"] | None = None
     top_ops: tuple[OpRow, ...]
     per_step: tuple[StepRow, ...]
     memory_peaks: tuple[PeakRow, ...]

@@ -7,6 +7,7 @@ up to the step, so the changes of a ledger add up to the change of the step.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -85,6 +86,7 @@ class Variant(msgspec.Struct, frozen=True):
     breakdown_ms: Breakdown
     host_ms: float
     energy_j: float | None
+    energy_from: Literal["estimate"] | None
     peak_allocated_bytes: int | None
     peak_reserved_bytes: int | None
     memory_bytes: int | None

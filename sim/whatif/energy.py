@@ -27,7 +27,8 @@ def with_energy(summary: Summary, placement: Placement, timeline: Timeline) -> S
             known[key] = _joules(view, placement)
         joules += known[key]
     tokens = tokens_of(placement.graph)
-    return msgspec.structs.replace(summary, energy_j=joules, energy_j_per_token=joules / tokens if tokens else None)
+    each = joules / tokens if tokens else None
+    return msgspec.structs.replace(summary, energy_j=joules, energy_j_per_token=each, energy_from="estimate")
 
 
 def _joules(view: RankView, placement: Placement) -> float:

@@ -92,6 +92,7 @@ def _variant(made: Made, told: Outcome, nexts: NextBottlenecks, rules: Rules) ->
         breakdown_ms=summary.breakdown_ms,
         host_ms=summary.host_ms,
         energy_j=summary.energy_j,
+        energy_from=summary.energy_from,
         peak_allocated_bytes=summary.peak_allocated_bytes,
         peak_reserved_bytes=summary.peak_reserved_bytes,
         memory_bytes=min((r.memory_bytes for r in summary.ranks if r.memory_bytes), default=None),

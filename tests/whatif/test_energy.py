@@ -9,8 +9,10 @@ import msgspec
 import pytest
 
 import sim
-from sim.graph import OpGraph
-from sim.ops import Kernel, TensorMeta, Work
+from sim.graph import OpGraph, Program, RankProgram
+from sim.ops import HostCall, Kernel, Lane, TensorMeta, Work
+from sim.place.power import IDLE
+from sim.topology.device import load_device, shipped_devices
 from sim.whatif.energy import with_energy
 from tests.conftest import Run
 from tests.whatif.layers import layered
@@ -60,6 +62,38 @@ def test_a_product_is_priced_by_its_shapes() -> None:
     assert joules(graph, "a5000x1") == pytest.approx(110.4, rel=1e-6)
 
 
+GPUS = [name for name in shipped_devices() if load_device(name).kind == "gpu"]
+
+
+@pytest.mark.parametrize("device", GPUS)
+@pytest.mark.parametrize("launch_ns", [0, 40_000_000])
+def test_no_gpu_draws_more_than_its_board_or_less_than_idle(device: str, launch_ns: int, root: Path) -> None:
+    """Between idle power and the board's for as long as the step takes: kernels of a real model, and layers whose host
+    is four times slower."""
+    machine = sim.load_topology("a5000x1", {"devices.profile": device})
+    seed, _ = sim.read(root / "traces" / "seed" / "clm-60m-x1.workload.json.gz")
+    placed = sim.place(layered(1, nbytes=0, launch_ns=launch_ns) if launch_ns else seed, machine)
+    timeline = sim.replay(placed)
+    summary = with_energy(sim.summarize(timeline), placed, timeline)
+    assert summary.energy_j is not None and summary.energy_from == "estimate"
+    board = machine.gpus[0].profile.tdp_w
+    assert board is not None
+    watts = summary.energy_j / (summary.step_ms / 1e3)
+    assert IDLE * board - 1e-6 <= watts <= board + 1e-6
+
+
+def test_kernels_on_two_streams_at_once_draw_the_board_power_once() -> None:
+    # Two streams, each busy with products for 10 ms of the same 10: 0.01 s x 230 W and not twice that.
+    big = TensorMeta("float16", (4096, 4096))
+    lanes = (Lane("thread", 1, "main"), Lane("stream", 7, "a"), Lane("stream", 8, "b"))
+    ops: list[HostCall | Kernel] = [HostCall(lane=0, measured_ns=0)]
+    ops += [Kernel(lane=lane, launch=0, measured_ns=10_000_000, lag_ns=0, gap_ns=0, work=0) for lane in (1, 2)]
+    works = (Work("aten::mm", (big, big), (big,)),)
+    ranks = (RankProgram(0, 0, device="rtx-a5000"),)
+    graph = OpGraph("two", (Program(lanes, tuple(ops)),), ranks, works=works)
+    assert joules(graph, "a5000x1") == pytest.approx(2.3, rel=1e-3)
+
+
 def test_nothing_is_said_of_a_cpu_or_of_a_run_as_captured() -> None:
     graph = layered(1, nbytes=0)
     placed = sim.place(graph, None)
@@ -72,6 +106,7 @@ def test_joules_a_token(run: Run, root: Path) -> None:
     file = root / "traces" / "seed" / "clm-60m-x1.workload.json.gz"
     _, out, _ = run("replay", file, "--topology", "a5000x1", "--json", "-")
     told = json.loads(out)
+    assert told["energy_from"] == "estimate"
     assert told["energy_j_per_token"] == pytest.approx(told["energy_j"] / 16384)
     assert 0.2 * 230 < told["energy_j"] / told["step_ms"] * 1e3 <= 230
     _, shown, _ = run("replay", file, "--topology", "a5000x1")
