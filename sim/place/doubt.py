@@ -9,7 +9,7 @@ kernel): ``common`` is the share of the variance that is common.  A piece that i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import msgspec
 
@@ -17,6 +17,7 @@ from sim.graph import OpGraph, Program
 from sim.ops import Copy, HostCall, Kernel, Op, Work
 from sim.place.collective_spread import spread_of
 from sim.place.collectives import CollectivePlan
+from sim.place.kernels.pointwise import POINTWISE, is_walked
 from sim.place.named import NameClass, class_of, dtype_of
 from sim.place.placement import (
     NONE,
@@ -54,11 +55,13 @@ NAMES = {
     "layer_norm": "normalizations",
     "attention": "fused attention",
     "convolution": "convolutions",
+    "strided": "strided, broadcast and converting kernels",
     "other": "kernels of kinds that were never measured",
 }
 # Kinds of kernels with a formula but without a measurement: as wide as the widest that devices left out whole show
-# (products in float32 for convolutions, softmax for what is bound by bytes), all of it common.
-UNMEASURED = {"convolution": "gemm_float32", "other": "softmax"}
+# (products in float32 for convolutions, softmax for what is bound by bytes), all of it common.  Strided kernels have
+# constants from one trace of one device (sim/place/kernels/layout.py), which says nothing of others.
+UNMEASURED = {"convolution": "gemm_float32", "strided": "softmax", "other": "softmax"}
 # A kernel measured on another device and carried over by the class of its name (sim/place/named.py).
 NAMED: dict[NameClass, str] = {
     "products": "gemm",
@@ -235,19 +238,28 @@ def _piece(work: Work) -> str:
 PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "addmv", "mv", "dot", "addbmm"))
 # The first class of which a word is in the op's name.
 CLASSES = (
-    ("elementwise", ("linalg", "vector_norm", "grid_sampler")),
-    ("other", ("embedding", "index", "gather", "scatter", "sort", "topk", "unique", "take", "_foreach", "_fused_adam",
-               "_fused_sgd", "batch_norm", "group_norm", "pool", "upsample")),
     ("convolution", ("conv",)),
     ("attention", ("attention",)),
-    ("softmax", ("softmax", "nll")),
-    ("layer_norm", ("norm",)),
-)  # fmt: skip
+    ("softmax", ("softmax",)),
+    ("layer_norm", ("layer_norm", "rms_norm")),
+)
 
 
+@lru_cache(maxsize=8192)
 def op_class(work: Work | None) -> str:
-    """The class of kernels whose held-out errors an op shares; copies and memsets are elementwise."""
+    """The class of kernels whose held-out errors an op shares; copies and memsets are elementwise.
+
+    The microbenchmarks hold elementwise ops on dense tensors, and softmax and layer norm forward: what walks its
+    tensors element by element, reduces, picks, draws numbers or goes backward was not among them.
+    """
     op = "" if work is None else work.op.removeprefix("aten::").removesuffix("_")
-    if work is not None and (op in PRODUCTS or op.endswith("attention_math")):
+    if work is None:
+        return "elementwise"
+    if op in PRODUCTS or op.endswith("attention_math"):
         return f"gemm_{family(next((t.dtype for t in work.inputs if t.dtype), 'float32'))}"
-    return next((name for name, words in CLASSES if any(word in op for word in words)), "elementwise")
+    found = next((name for name, words in CLASSES if any(word in op for word in words)), "")
+    if found:
+        return "other" if found in ("softmax", "layer_norm") and "backward" in op else found
+    if op not in POINTWISE:
+        return "other"
+    return "strided" if is_walked(work) else "elementwise"

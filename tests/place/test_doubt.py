@@ -30,10 +30,14 @@ def work(op: str, dtype: str = "float16") -> Work:
         ("cudnn_batch_norm", "other"),
         ("embedding_dense_backward", "other"),
         ("_foreach_addcdiv_", "other"),
-        ("_log_softmax_backward_data", "softmax"),
+        ("_log_softmax", "softmax"),
+        ("_log_softmax_backward_data", "other"),
+        ("native_layer_norm_backward", "other"),
+        ("sum", "other"),
+        ("native_dropout", "other"),
         ("native_layer_norm", "layer_norm"),
         ("_fused_rms_norm", "layer_norm"),
-        ("linalg_vector_norm", "elementwise"),
+        ("linalg_vector_norm", "other"),
         ("gelu", "elementwise"),
     ],
 )
@@ -46,6 +50,15 @@ def test_products_by_the_units_that_run_them() -> None:
     assert op_class(work("mm", "bfloat16")) == "gemm_float16"
     assert op_class(work("mm", "float32")) == "gemm_float32"
     assert op_class(None) == "elementwise"
+
+
+def test_an_elementwise_kernel_is_one_that_was_measured_where_all_is_dense() -> None:
+    dense, turned = TensorMeta("float16", (8, 64)), TensorMeta("float16", (8, 64), (1, 8))
+    one_row, wide = TensorMeta("float16", (1, 64)), TensorMeta("float32", (8, 64))
+    classes = {
+        op_class(Work("aten::add", inputs, (dense,))) for inputs in ((dense, turned), (dense, one_row), (dense, wide))
+    }
+    assert classes == {"strided"} and op_class(Work("aten::add", (dense, dense), (dense,))) == "elementwise"
 
 
 def kinds(placement: Placement, kind: type) -> list[Kind]:

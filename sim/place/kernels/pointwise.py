@@ -60,6 +60,8 @@ REDUCTIONS = (
 )  # fmt: skip
 
 
+# Ops of one kernel of the elementwise kind, by name.
+POINTWISE = frozenset((*UNARY, *BINARY, "clone", "_to_copy", "copy"))
 # Functions whose arithmetic shows beside their bytes: an exponential and a division.
 SPECIAL = frozenset(_aten("silu", "silu_", "gelu", "gelu_", "silu_backward", "gelu_backward", "mish", "tanh", "erf"))
 
@@ -69,6 +71,12 @@ def _elementwise(work: Work, abilities: Abilities) -> KernelCost:
     """Each input is read once, each output written once; walked element by element where they are not all dense."""
     written = outputs_of(work)
     return _walked(work, (*written, *work.inputs), _read(work) + sum(t.nbytes for t in written), abilities)
+
+
+def is_walked(work: Work) -> bool:
+    """Whether the kernel of a pointwise op goes element by element, or converts: not all that it touches is dense."""
+    operands = (*outputs_of(work), *work.inputs)
+    return bool(operands) and (layout.walking_clocks(operands) > 0 or layout.converts(work, operands[0]))
 
 
 def _walked(work: Work, operands: Sequence[TensorMeta], nbytes: float, abilities: Abilities) -> KernelCost:
