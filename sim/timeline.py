@@ -231,12 +231,6 @@ class Timeline(msgspec.Struct, frozen=True):
     def end_ns(self) -> int:
         return max((span.end_ns for span in self.distinct_spans()), default=0)
 
-    def device_spans(self, rank: int) -> Iterator[Span]:
-        """The spans on the streams of ``rank`` (and its communication on host threads)."""
-        for span in self.spans:
-            if self.tracks[span.track].rank == rank and span.kind != "host":
-                yield span
-
     def own_spans(self) -> dict[int, OwnSpans]:
         """The spans of every rank."""
         if isinstance(self.spans, RankSpans):

@@ -317,10 +317,6 @@ class Machine:
             return direct
         return self.through_host(a, b)
 
-    def nvlink_peers(self, gpu: str) -> tuple[str, ...]:
-        """GPUs that this one reaches over NVLink or NVSwitch, in the machine's order."""
-        return tuple(g.name for g in self.gpus if g.name != gpu and self.route(gpu, g.name).path in ("NVL", "NVS"))
-
     @property
     def remarks(self) -> tuple[str, ...]:
         """What a reader of numbers from this machine must know: what is assumed, hypothetical or impossible to buy."""

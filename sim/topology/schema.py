@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from sim.ops import CollectiveKind
-from sim.topology.device import Count, FileModel, Positive, Text, Time, check_length, check_rising
+from sim.topology.device import FileModel, Positive, Text, Time, check_length, check_rising
 
 NodeKind = Literal["cpu", "memory", "pcie-switch", "nvswitch", "nic", "network-switch"]
 LinkKind = Literal["pcie", "nvlink", "smp", "memory", "network"]
@@ -88,13 +88,11 @@ class HostCosts(FileModel):
     copy_us: Time | None = None
     list_us: Time | None = None
     backward_us: Time | None = None
-    launch_queue_depth: Count = 1024
     source: Text = (
         "op_us, metadata_us: medians over a public 8-GPU V100 training trace (param et_replay tests, DLRM rank 0) of "
         "the time from one top-level aten op to the next, with one kernel launch (15 us; an H100 forward pass of "
         "TraceLens' tests: 20.6 us with Python stacks recorded) and with none (4.0 us; there 4.3 us). "
-        "collective_us: median length of the nccl:all_reduce range in the same trace, torch.profiler on. "
-        "launch_queue_depth: outstanding launches saturate at 1023 in a public V100 trace"
+        "collective_us: median length of the nccl:all_reduce range in the same trace, torch.profiler on"
     )
 
 

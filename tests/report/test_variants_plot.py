@@ -24,7 +24,7 @@ def variant(values: dict[str, Value], step_ms: float) -> Variant:
 
 @pytest.mark.parametrize("varied", [1, 2, 3])
 def test_every_legend_and_label_lies_inside(varied: int) -> None:
-    paths = ("links.pcie.bandwidth_gb_s", "links.socket.bandwidth_gb_s", "host.launch_queue_depth")[:varied]
+    paths = ("links.pcie.bandwidth_gb_s", "links.socket.bandwidth_gb_s", "host.op_us")[:varied]
     grid = list(itertools.product((8, 64), repeat=varied))
     rows = [variant(dict(zip(paths, values, strict=True)), 150.0 + 100 * (values[0] == 8)) for values in grid]
     figure = draw(WhatIf("job", variant(dict.fromkeys(paths, 24), 160.0), tuple(rows)))

@@ -42,7 +42,7 @@ def test_routes_by_hand(tmp_path: Path) -> None:
     assert route.bandwidth_gb_s == 20  # the socket link is the narrowest of 24, 20, 24
     assert route.latency_us == 2.5  # 1 + 0.5 + 1
     assert m.route("gpu2", "gpu2").hops == ()
-    assert m.nvlink_peers("gpu2") == ("gpu3",)
+    assert [g.name for g in m.gpus if m.route("gpu2", g.name).path == "NVL"] == ["gpu3"]
 
 
 def test_lanes_have_each_directions_rate(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from tests.workload.tiny_models import LAYERS, model_folder
 BATCH, SEQ, HIDDEN = 2, 16, 32
 # OPT, one block: four projections 32 x 32, 32 x 64 and 64 x 32, their biases 5 x 32 + 64, two norms 4 x 32.
 BLOCK = 4 * 32 * 32 + 2 * 32 * 64 + 5 * 32 + 64 + 4 * 32
-# The rest: 100 words, 64 + 2 positions, of 32 each; the last norm. The head is the embedding.
-WORDS, POSITIONS, LAST_NORM = 100 * 32, 66 * 32, 2 * 32
+# The rest: 100 words, 64 + 2 positions, of 32 each, as below; the last norm. The head is the embedding.
+LAST_NORM = 2 * 32
 
 
 def train(path: Path, family: str = "opt", **options: Any) -> OpGraph:

@@ -27,7 +27,6 @@ from sim.topology.calibration import Calibration
 from sim.topology.device import DeviceProfile
 
 Block = dict[str, Any]
-Predict = Callable[[Abilities], Floats]
 ROW_OPS: tuple[RowOp, ...] = ("softmax", "layer_norm")
 FITTED_STREAMS = ("add", "mulu", "relu")  # which compute next to nothing, so bytes alone decide
 LEAST_POINTS = 5

@@ -85,7 +85,6 @@ class _Scan:
         self._path = path
         self._device = recording.device
         self._events = with_both_frees(recording.events)
-        self._known_segments = recording.segments
         self._born = Intervals()  # memory the events show being taken from the device, as it is now
         self._live: dict[int, TraceEvent] = {}
         self._waiting: dict[int, TraceEvent] = {}  # freed, but not completely
