@@ -86,7 +86,7 @@ def _measure(spec: CalibrateSpec, out: Path) -> None:
             tell_line("fitting the models to the measurements")
             done = write_files(journal.measurements(), out)
         journal.remove()
-    tell_fits(done, len(left_out), Console())
+    tell_fits(done, [one.why for one in left_out], Console())
 
 
 def _compare(names: tuple[str, str], plot: Path | None) -> None:

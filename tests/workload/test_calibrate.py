@@ -150,12 +150,38 @@ def test_the_spread_of_repeats() -> None:
 
 def test_disturbed_batches_are_taken_anew() -> None:
     repeats = Repeats(most=5)
-    for us, switched in ((1.0, 0), (9.0, 2), (1.2, 0)):
-        repeats.take(us, switched)
+    for us, waited in ((1.0, 0.0), (9.0, 0.8), (1.2, 0.01)):
+        repeats.take(us, waited)
     assert not repeats.enough(spent_us=500.0, budget_us=200.0)  # two quiet ones: up to three times the time
-    repeats.take(1.1, 0)
+    repeats.take(1.1, 0.0)
     assert repeats.enough(spent_us=500.0, budget_us=200.0)
     assert repeats.kept() == [1.0, 1.2, 1.1]
+
+
+def test_a_call_that_others_disturb_all_the_time_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = iter([0.9, 0.7, 1.0] * 100)
+    monkeypatch.setattr(timer.Watch, "share", lambda self: next(shares))
+    with pytest.raises(UserError, match="others use this machine: several threads cannot be timed"):
+        timed(lambda call, calls: 50.0, lambda: None, 1.0, alone=True)
+    assert timed(lambda call, calls: 50.0, lambda: None, 1.0, alone=False).us == 50.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the system does not tell waiting for a CPU")
+def test_waiting_for_a_cpu_that_another_process_has_is_seen() -> None:
+    """Both on one CPU: each gets half of it, so this one waits for about half of the time, and never runs all of it."""
+    cpu, before = min(os.sched_getaffinity(0)), os.sched_getaffinity(0)
+    other = subprocess.Popen([sys.executable, "-c", f"import os\nos.sched_setaffinity(0, {{{cpu}}})\nwhile True: pass"])
+    try:
+        os.sched_setaffinity(0, {cpu})
+        time.sleep(0.5)
+        watch, begun = timer.Watch(), time.monotonic()
+        while time.monotonic() - begun < 0.5:
+            pass
+        assert watch.share() > 0.1
+    finally:
+        os.sched_setaffinity(0, before)
+        other.kill()
+        other.wait()
 
 
 def test_where_every_batch_is_disturbed_the_fastest_third_counts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -61,8 +62,8 @@ def _told(taken: Measurements, out: Path, beside: Path, profiled: Profiled) -> W
     )
 
 
-def tell_fits(done: Written, left_out: int, console: Console) -> None:
-    """What was written, how well it predicts, and what to do with it."""
+def tell_fits(done: Written, left_out: Sequence[str], console: Console) -> None:
+    """What was written, how well it predicts, why sizes were left out, and what to do with it."""
     if done.judged:
         table = Table(
             title="Each sample by a fit that had not seen it: measured over predicted",
@@ -77,8 +78,8 @@ def tell_fits(done: Written, left_out: int, console: Console) -> None:
             mean = f"{100 * float(np.abs(1 / one.ratio - 1).mean()):.1f} %"
             table.add_row(one.name, str(len(one.ratio)), low, middle, high, mean)
         console.print(table)
-    if left_out:
-        console.print(f"{left_out} sizes were left out: too long, too large, or without a kernel here")
+    for why, count in Counter(left_out).most_common():
+        console.print(f"{count} size{'s were' if count > 1 else ' was'} left out: {why}")
     if done.disturbed > BUSY:
         console.print(
             f"others used the machine: {100 * done.disturbed:.0f} % of the batches were disturbed and are not counted; "

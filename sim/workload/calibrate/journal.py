@@ -41,11 +41,11 @@ class Journal:
         self.machine = before.machine
         self.taken = {sample.key: sample for sample in before.samples}
 
-    def add(self, sample: Sample) -> None:
-        """Keep a sample."""
-        self.taken[sample.key] = sample
+    def add(self, *samples: Sample) -> None:
+        """Keep samples, several of them all or none."""
+        self.taken |= {sample.key: sample for sample in samples}
         try:
-            self._file.write(sample_lines([sample]))
+            self._file.write(sample_lines(samples))
             self._file.flush()
         except OSError as error:
             raise InputError(self.path, f"cannot be written ({error.strerror}); choose another --out") from None

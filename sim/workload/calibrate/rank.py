@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from sim.measurements import sample_lines
 from sim.workload.calibrate.links import BEAT_S, ISSUE, Key, Request
-from sim.workload.calibrate.timer import BATCH_US, LAUNCH_US, CudaTimer, Repeats, Spread, spread_of, switches
+from sim.workload.calibrate.timer import BATCH_US, LAUNCH_US, CudaTimer, Repeats, Spread, Watch, spread_of
 
 PATIENCE = datetime.timedelta(minutes=10)  # of a rank that waits for a group; who watches is less patient
 MOST_CALLS = 50
@@ -178,10 +178,10 @@ class _Rank:
         calls = max(1, min(MOST_CALLS, int(4 * BATCH_US / max(second, 1.0))))
         repeats, spent = Repeats(MOST_REPEATS), 0.0
         while not repeats.enough(spent, 1e3 * self.request.point_ms):
-            before = switches()
+            watch = Watch()
             us = self._batch_us(call, calls, group)
-            us, switched = self._slowest([us, float(switches() - before)], group)
-            repeats.take(us, int(switched))
+            us, waited = self._slowest([us, watch.share()], group)
+            repeats.take(us, waited)
             spent += us * calls
         return spread_of(repeats.kept(), calls, len(repeats.disturbed))
 

@@ -19,12 +19,14 @@ from sim.workload.calibrate.journal import Journal
 from sim.workload.calibrate.kernels import Task, tasks
 from sim.workload.calibrate.links import links_of, measure_links
 from sim.workload.calibrate.spec import CalibrateSpec, Grid
-from sim.workload.calibrate.timer import CpuTimer, CudaTimer, Timer, timed
+from sim.workload.calibrate.timer import BusyError, CpuTimer, CudaTimer, Timer, timed
 
 # What a task's tensors, and the result beside them, may take of the device's memory.
 MEMORY_SHARE = 0.2
 # A shorter call shows its overhead: a larger one is not longer in proportion.
 SHOWS_WORK_US = 200.0
+
+BUSY = "others used the machine all the time"
 
 Tell = Callable[[int, int, str], None]
 """Told what is done, of how much, and what comes next."""
@@ -106,14 +108,16 @@ class _Bench:
         self._told(section)
         with _usable(0):
             samples = take()
-        for sample in samples:
-            self.journal.add(sample)
+        self.journal.add(*samples)  # at once: a section that is there in part would pass for whole
 
     def _one(self, task: Task) -> None:
         sample = self.journal.taken.get(task.key)
         if sample is None:
             why = self._too_much(task)
-            sample = None if why else self._taken(task)
+            try:
+                sample = None if why else self._taken(task)
+            except BusyError:
+                sample, why = None, BUSY
             if sample is None:
                 self.left_out.append(LeftOut(task, why or "PyTorch has no such kernel here, or not enough memory"))
                 return
@@ -126,7 +130,7 @@ class _Bench:
             return "larger than a fifth of the memory"
         work, us = self._pace.get((task.section, task.what), (task.work, 0.0))
         foreseen = us * task.work / work / 1e3 if us > SHOWS_WORK_US else 0.0
-        return f"would take {foreseen:.0f} ms" if foreseen > self.grid.longest_ms else ""
+        return f"would take more than {self.grid.longest_ms:g} ms" if foreseen > self.grid.longest_ms else ""
 
     def _taken(self, task: Task) -> Sample | None:
         timer = self._timer(task.gpu)

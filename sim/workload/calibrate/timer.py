@@ -5,20 +5,24 @@ On a CPU a call is timed by ``time.perf_counter_ns``, of one thread by ``time.th
 plug), so that the host's pace does not show: what is left of a call is its kernels and the stream's turn-around.  Where
 the host was slower than the plug, the batch is taken again behind a longer one.
 
-Others may use the machine.  Threads that wait for one which the operating system has stopped are slower by
-milliseconds, so batches of several threads in which that happened are told apart and taken anew.
+Others may use the machine.  Threads that wait for one which has no CPU are slower by milliseconds, so batches of
+several threads in which that happened are told apart and taken anew; a call that others disturb all the time is not
+timed at all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import time
 from collections.abc import Callable
 from math import ceil
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from sim.errors import UserError
 from sim.measurements import Sample
 from sim.units import MIB
 
@@ -30,6 +34,9 @@ BATCH_US = 500.0
 MOST_REPEATS = 25
 LEAST_REPEATS = 3
 PATIENCE = 3
+# Shares of a batch that threads may wait for a CPU: below, nothing happened (2 to 6 % were seen to make a product of
+# 1.4 ms 3 % longer); above, others had more of it than the call.
+QUIET, HOPELESS, STOPPED = 0.03, 0.5, 0.2
 # What a call takes a host to launch, to begin with: the plug must last as long as all launches of a batch.
 LAUNCH_US = 40.0
 PLUG_BYTES = 64 * MIB
@@ -175,22 +182,63 @@ class CudaTimer:
         return us
 
 
-def switches() -> int:
+class Watch:
+    """Of the time since it was made, how much this process's threads have waited for a CPU that others had, as a share:
+    1.0 is one thread all the time.
+
+    Linux tells in nanoseconds, for each thread (Documentation/scheduler/sched-stats.rst, "/proc/<pid>/schedstat");
+    where it does not, a thread that was stopped for another process counts as ``STOPPED``.
+    """
+
+    def __init__(self) -> None:
+        self._waited, self._stopped = _waited_ns(), _stopped()
+        self._begun = time.perf_counter_ns()
+
+    def share(self) -> float:
+        """Up to now."""
+        lasted, waited = time.perf_counter_ns() - self._begun, _waited_ns()
+        if waited is None or self._waited is None:
+            return STOPPED if _stopped() > self._stopped else 0.0
+        return max(waited - self._waited, 0) / max(lasted, 1)
+
+
+def _waited_ns() -> int | None:
+    """What all threads have waited for a CPU; None where the system does not tell."""
+    waited = None
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # a thread that has just ended
+            waited = (waited or 0) + int(file.read_text().split()[1])
+    return waited
+
+
+def _stopped() -> int:
     """How often another process has taken a CPU from a thread of this one (involuntary context switches)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
+class BusyError(UserError):
+    """Others had the machine in every batch for longer than the call itself: what was timed says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "others use this machine: several threads cannot be timed; use an idle one, or --threads 1, which takes "
+            "CPU time; what was measured is kept, and the same command goes on from there"
+        )
+
+
 class Repeats:
-    """Batches taken of one call; those in which another process took a CPU from this one are told apart."""
+    """Batches taken of one call; those in which others had a CPU that this process waited for are told apart."""
 
     def __init__(self, most: int = MOST_REPEATS) -> None:
         self.quiet: list[float] = []
         self.disturbed: list[float] = []
+        self.least = 1.0
         self._most = most
 
-    def take(self, us: float, switched: int) -> None:
-        """One more."""
-        (self.disturbed if switched else self.quiet).append(us)
+    def take(self, us: float, waited: float) -> None:
+        """One more; ``waited``: the share of its time."""
+        (self.quiet if waited <= QUIET else self.disturbed).append(us)
+        self.least = min(self.least, waited)
 
     def enough(self, spent_us: float, budget_us: float) -> bool:
         """Three quiet batches at least; where there are none, three times the time, and then what there is."""
@@ -212,7 +260,10 @@ class Repeats:
 def timed(
     batch_us: Callable[[Call, int], float], call: Call, point_ms: float, most_calls: int = MOST_CALLS, *, alone: bool
 ) -> Spread:
-    """Warm up, choose how many calls make a batch that can be timed, repeat for about ``point_ms``."""
+    """Warm up, choose how many calls make a batch that can be timed, repeat for about ``point_ms``.
+
+    BusyError where others had the CPUs all the time.
+    """
     first = batch_us(call, 1)
     second = min(first, batch_us(call, 1)) if first < 1e3 * point_ms else first
     calls = max(1, min(most_calls, int(BATCH_US / max(second, 1.0))))
@@ -220,9 +271,11 @@ def timed(
         batch_us(call, calls)
     repeats, begun = Repeats(), time.monotonic()
     while not repeats.enough(1e6 * (time.monotonic() - begun), 1e3 * point_ms):
-        before = switches()
+        watch = Watch() if alone else None
         us = batch_us(call, calls)
-        repeats.take(us, switches() - before if alone else 0)
+        repeats.take(us, 0.0 if watch is None else watch.share())
+    if repeats.least > HOPELESS:
+        raise BusyError
     return spread_of(repeats.kept(), calls, len(repeats.disturbed))
 
 
