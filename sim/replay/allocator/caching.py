@@ -164,29 +164,13 @@ class CachingAllocator:
         block = self._cached(pool, stream, size) if search else None
         if block is None:
             block = self._uncached(pool, stream, size, nbytes, release=release and not self._capturing)
-        address = block.address
         remaining = block.size - size
         if remaining >= MIN_BLOCK_SIZE and (
             pool.small or (remaining >= self._large_remainder and size < self._unsplit_from)
         ):
-            rest = Block(address + size, remaining, stream, pool, block.virtual)
-            rest.previous = block
-            rest.next = block.next
-            if rest.next is not None:
-                rest.next.previous = rest
-            block.next = rest
-            block.size = size
-            rest.number = block.number  # the front part is the new one
-            if self.numbering.by_block:
-                block.number = self.numbering.memory()
-            pool.add(rest)
-        else:
-            size = block.size
-        block.allocated = True
-        block.requested = nbytes
-        self._live[address] = block
-        self._ledger.hand_out(size, nbytes)
-        return Allocation(address, size)
+            self._split(block, size)
+        self._hand_out(block, nbytes)
+        return Allocation(block.address, block.size)
 
     def free(self, address: int) -> tuple[StreamUse, ...]:
         """Give a block back.  Returns the uses by other streams that must end before it is free (mostly none).
@@ -407,6 +391,21 @@ class CachingAllocator:
             best = block
         return best
 
+    def _split(self, block: Block, size: int) -> None:
+        """Cut a block that is in no list down to ``size`` bytes; the rest is free."""
+        rest = Block(block.address + size, block.size - size, block.stream, block.pool, block.virtual)
+        rest.link(block, block.next)
+        block.size = size
+        rest.number = block.number  # the front part is the new one
+        block.number = self.numbering.part(block)
+        block.pool.add(rest)
+
+    def _hand_out(self, block: Block, nbytes: int) -> None:
+        block.allocated = True
+        block.requested = nbytes
+        self._live[block.address] = block
+        self._ledger.hand_out(block.size, nbytes)
+
     def _free_block(self, block: Block) -> None:
         """Into the free list, merged with idle neighbours (``free_block``)."""
         ledger = self._ledger
@@ -577,16 +576,8 @@ class CachingAllocator:
         """Hand out the first ``size`` bytes of a free block, wherever the rules would have gone."""
         block.pool.forget(block)
         if block.size > size:
-            rest = Block(block.address + size, block.size - size, block.stream, block.pool, block.virtual)
-            rest.link(block, block.next)
-            rest.number = block.number
-            block.number = self.numbering.part(block)
-            block.pool.add(rest)
-            block.size = size
-        block.allocated = True
-        block.requested = nbytes
-        self._live[block.address] = block
-        self._ledger.hand_out(size, nbytes)
+            self._split(block, size)
+        self._hand_out(block, nbytes)
 
     def make_older(self, block: Block, number: int) -> None:
         """Give a block's memory a smaller number: all its segment's blocks, or (2.12) the block's alone."""
