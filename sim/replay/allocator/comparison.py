@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+COUNTS = (
+    "allocations_checked", "allocations_matched", "segments_checked", "segments_matched",
+    "segments_released_checked", "segments_released_matched",
+    "out_of_memory_checked", "out_of_memory_matched", "not_predictable",
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mismatch:
@@ -48,14 +54,7 @@ class SnapshotReplay:
 def together(replays: list[SnapshotReplay]) -> SnapshotReplay:
     """The counts of several devices added up, with the peaks of the one that allocates most."""
     fullest = max(replays, key=lambda replay: replay.peak_allocated_bytes)
-    summed = {
-        name: sum(getattr(replay, name) for replay in replays)
-        for name in (
-            "allocations_checked", "allocations_matched", "segments_checked", "segments_matched",
-            "segments_released_checked", "segments_released_matched",
-            "out_of_memory_checked", "out_of_memory_matched", "not_predictable",
-        )
-    }  # fmt: skip
+    summed = {name: sum(getattr(replay, name) for replay in replays) for name in COUNTS}
     return dataclasses.replace(
         fullest,
         peak_reserved_bytes=max(replay.peak_reserved_bytes for replay in replays),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from sim.replay.allocator.blocks import Block
 from sim.replay.allocator.caching import Allocation, CachingAllocator
-from sim.replay.allocator.comparison import Mismatch, SnapshotReplay
-from sim.replay.allocator.free_list import FreeList
+from sim.replay.allocator.comparison import SnapshotReplay
+from sim.replay.allocator.given_back import differ_by_age, free_pages, free_segment, release_of
 from sim.replay.allocator.history import History
 from sim.replay.allocator.intervals import Intervals
 from sim.replay.allocator.ledger import SegmentEvent
@@ -18,6 +17,7 @@ from sim.replay.allocator.recording import DeviceRecording, Recording, TraceEven
 from sim.replay.allocator.release_order import Release, matching_releases
 from sim.replay.allocator.rounding import SMALL_SIZE, round_size
 from sim.replay.allocator.segments import BlockView, SegmentView, adopt_segment, extend_range, restore
+from sim.replay.allocator.tally import Tally
 
 _REQUESTS = ("segment_alloc", "segment_map")
 _RELEASES = ("segment_free", "segment_unmap")
@@ -91,7 +91,6 @@ class DeviceReplay:
         complete: bool,
         ordering: Ordering,
     ) -> None:
-        self._device = recording.device
         self._events = history.events
         self._place = 0
         config = whole.config
@@ -116,27 +115,18 @@ class DeviceReplay:
             if view.pool_id != COMMON_POOL
         ]
         self._replaying_releases = False
-        self._counts = dict.fromkeys(
-            (
-                "allocations_checked", "allocations_matched", "segments_checked", "segments_matched",
-                "segments_released_checked", "segments_released_matched",
-                "out_of_memory_checked", "out_of_memory_matched", "not_predictable",
-            ), 0,
-        )  # fmt: skip
-        self._mismatch: Mismatch | None = None
-        self._notes: list[str] = []
-        self._fullest = self._reserved_then = 0
+        self._tally = Tally(recording.device)
         restore(self._allocator, start)
         self._old_numbers = self._allocator.numbering.last  # numbers up to here were guessed: see _learn_order
         if ordering != "address":
-            self._note(
+            self._tally.note(
                 f"of free blocks of one size the oldest {ordering} is taken, as in PyTorch {_RELEASES_OF[ordering]}"
             )
         for view in start:
             self._known.add(view.address, view.address + view.size)
         if not complete:
-            self._note("memory from before the recording is left out: its blocks cannot be worked out")
-        self._weigh()
+            self._tally.note("memory from before the recording is left out: its blocks cannot be worked out")
+        self._tally.weigh(self._allocator)
 
     def run(self) -> SnapshotReplay:
         steps = {
@@ -150,16 +140,7 @@ class DeviceReplay:
                 steps.get(event.action, self._serve)(event)
         except _LostError:
             self._give_up()
-        statistics = self._allocator.statistics()
-        fullest = max(self._fullest, 1)
-        return SnapshotReplay(
-            **self._counts,
-            peak_allocated_bytes=statistics.peak_allocated,
-            peak_reserved_bytes=statistics.peak_reserved,
-            fragmentation_at_peak=1.0 - fullest / self._reserved_then if self._reserved_then else 0.0,
-            first_mismatch=self._mismatch,
-            notes=tuple(self._notes),
-        )
+        return self._tally.told(self._allocator)
 
     # the recording
 
@@ -172,36 +153,23 @@ class DeviceReplay:
         while (event := self.next_event()) is not None and event.action == "free_completed":
             self._place += 1
 
-    def _differs(self, event: TraceEvent, expected: int | None, predicted: int | None) -> None:
-        if self._mismatch is None:
-            self._mismatch = Mismatch(event.position, event.action, expected, predicted, self._device)
-
-    def _note(self, note: str) -> None:
-        if note not in self._notes:
-            self._notes.append(note)
-
-    def _weigh(self) -> None:
-        allocated = self._allocator.allocated_bytes
-        if allocated > self._fullest:
-            self._fullest, self._reserved_then = allocated, self._allocator.reserved_bytes
-
     # requests to the device
 
     def compare_request(self, event: TraceEvent, address: int, nbytes: int) -> None:
         """The allocator asks for memory where the recording does: is it as much, and (mapped) at the same place?"""
-        self._counts["segments_checked"] += 1
+        self._tally.count("segments_checked")
         if nbytes != event.size:
-            self._differs(event, event.size, nbytes)
+            self._tally.differs(event, event.size, nbytes)
         elif address != event.address:
-            self._differs(event, event.address, address)
+            self._tally.differs(event, event.address, address)
         else:
-            self._counts["segments_matched"] += 1
+            self._tally.count("segments_matched")
         self._known.add(event.address, event.address + event.size)
         self._place += 1
 
     def wrong_request(self, event: TraceEvent, nbytes: int) -> None:
         """The allocator asks for memory where the recording found some cached."""
-        self._differs(event, None, nbytes)
+        self._tally.differs(event, None, nbytes)
 
     def _hear(self, event: SegmentEvent) -> None:
         """The allocator gives memory back within a request: the recording has to say the same."""
@@ -210,7 +178,7 @@ class DeviceReplay:
         recorded = self.next_event()
         if recorded is None or recorded.action != event.action:
             if recorded is not None:
-                self._differs(recorded, None, event.address)
+                self._tally.differs(recorded, None, event.address)
             return
         self._count_release(recorded, Release(event.action, event.address, event.size))
         self._known.remove(recorded.address, recorded.address + recorded.size)
@@ -227,7 +195,7 @@ class DeviceReplay:
             return self._orphan(event)
         request = self._events[target]
         if request.action == "alloc" and target == self._place and not self._is_known(request.address):
-            self._counts["not_predictable"] += 1
+            self._tally.count("not_predictable")
             self._elsewhere.add(request.address)
             self._place += 1
             return None
@@ -241,12 +209,12 @@ class DeviceReplay:
             self._unpredicted(self._events[self._place], request, pool_id)
         self._place = target + 1
         if learnt:
-            self._counts["not_predictable"] += 1
+            self._tally.count("not_predictable")
         elif request.action == "alloc":
             self._compare_address(request, got)
         else:
             self._compare_failure(request, got)
-        self._weigh()
+        self._tally.weigh(self._allocator)
         return None
 
     def _learn_order(self, request: TraceEvent, pool_id: PoolId) -> bool:
@@ -271,7 +239,7 @@ class DeviceReplay:
 
     def _unknown_pages(self, event: TraceEvent) -> None:
         """Pages of an expandable segment whose other pages are not known: free blocks reach across them."""
-        self._counts["not_predictable"] += 1
+        self._tally.count("not_predictable")
         self._place += 1
 
     def _malloc(self, request: TraceEvent, pool_id: PoolId, *, search: bool) -> Allocation | None:
@@ -293,27 +261,27 @@ class DeviceReplay:
         return None
 
     def _compare_address(self, request: TraceEvent, got: Allocation | None) -> None:
-        self._counts["allocations_checked"] += 1
+        self._tally.count("allocations_checked")
         if got is not None and got.address == request.address:
-            self._counts["allocations_matched"] += 1
+            self._tally.count("allocations_matched")
             return
-        self._differs(request, request.address, None if got is None else got.address)
+        self._tally.differs(request, request.address, None if got is None else got.address)
         if got is not None:
             self._allocator.free(got.address)
         self._force(request)
 
     def _compare_failure(self, request: TraceEvent, got: Allocation | None) -> None:
-        self._counts["out_of_memory_checked"] += 1
+        self._tally.count("out_of_memory_checked")
         if got is None:
-            self._counts["out_of_memory_matched"] += 1
+            self._tally.count("out_of_memory_matched")
             return
         self._allocator.free(got.address)
         if self._pool_ranges:
             # It may have failed in a private pool that never got memory, which nothing in a recording shows.
-            self._counts["out_of_memory_checked"] -= 1
-            self._counts["not_predictable"] += 1
+            self._tally.count("out_of_memory_checked", -1)
+            self._tally.count("not_predictable")
             return
-        self._differs(request, None, got.address)
+        self._tally.differs(request, None, got.address)
 
     def _follow_switch(self, event: TraceEvent, pool_id: PoolId) -> None:
         """Settings are those at the end of the recording; the kind of its requests shows what they were before."""
@@ -330,7 +298,7 @@ class DeviceReplay:
     def _switch(self) -> None:
         config = self._allocator.config
         self._allocator.reconfigure(dataclasses.replace(config, expandable_segments=not config.expandable_segments))
-        self._note("expandable_segments was switched during the recording, as its requests show")
+        self._tally.note("expandable_segments was switched during the recording, as its requests show")
 
     def _serves(self, request: TraceEvent, pool_id: PoolId) -> bool:
         """Whether the cache, with the settings as they are, would answer with the recorded address."""
@@ -373,8 +341,8 @@ class DeviceReplay:
         self._place += 1
         if event.action not in _REQUESTS:
             return
-        self._counts["segments_checked"] += 1
-        self._differs(event, event.size, None)
+        self._tally.count("segments_checked")
+        self._tally.differs(event, event.size, None)
         self._known.add(event.address, event.address + event.size)
         self._adopt(event, self._rounded(request) <= SMALL_SIZE, pool_id)
 
@@ -382,8 +350,8 @@ class DeviceReplay:
         """Memory taken from the device for a request that the recording does not have."""
         self._place += 1
         if event.action in _REQUESTS:
-            self._note("memory is taken from the device for a request the recording does not have")
-            self._counts["not_predictable"] += 1
+            self._tally.note("memory is taken from the device for a request the recording does not have")
+            self._tally.count("not_predictable")
             self._known.add(event.address, event.address + event.size)
             self._adopt(event, event.size <= 2 * SMALL_SIZE, event.pool_id or COMMON_POOL)
 
@@ -407,18 +375,18 @@ class DeviceReplay:
 
     def _give_up(self) -> None:
         """Nothing after this point can be said to match."""
-        self._note("the prediction parted from the recording and could not follow it to its end")
+        self._tally.note("the prediction parted from the recording and could not follow it to its end")
         last = self._events[max(self._place - 1, 0)]
-        self._differs(last, last.address, None)
+        self._tally.differs(last, last.address, None)
         for event in self._events[self._place :]:
             if event.action == "alloc":
-                self._counts["allocations_checked"] += 1
+                self._tally.count("allocations_checked")
             elif event.action in _REQUESTS:
-                self._counts["segments_checked"] += 1
+                self._tally.count("segments_checked")
             elif event.action in _RELEASES:
-                self._counts["segments_released_checked"] += 1
+                self._tally.count("segments_released_checked")
             elif event.action == "oom":
-                self._counts["out_of_memory_checked"] += 1
+                self._tally.count("out_of_memory_checked")
 
     # frees
 
@@ -430,7 +398,7 @@ class DeviceReplay:
         if self._allocator.live_block(event.address) is None:
             if self._complete:
                 raise _LostError
-            self._counts["not_predictable"] += 1  # a block from before the recording
+            self._tally.count("not_predictable")  # a block from before the recording
             self._elsewhere.add(event.address)
             return
         following = self.next_event()
@@ -471,51 +439,31 @@ class DeviceReplay:
         self._under_pressure()
         run = self._run_of_releases()
         known = [release for release in run if self._known_range(release)]
-        self._counts["not_predictable"] += len(run) - len(known)
+        self._tally.count("not_predictable", len(run) - len(known))
         request = self._request_behind(self._place + len(run))
-        recorded_releases = [_release(event) for event in known]
+        recorded_releases = [release_of(event) for event in known]
         predicted = matching_releases(self._allocator, recorded_releases, request)
         if predicted != recorded_releases and self._collects and not self._ages_known:
             # Garbage collection goes by age, and how old blocks were when the recording began is not said.
-            self._counts["not_predictable"] += len(known)
+            self._tally.count("not_predictable", len(known))
             predicted, counted = recorded_releases, []
-        elif self._differs_by_age(predicted, known):
+        elif differ_by_age(self._allocator, predicted, known, self._old_numbers):
             unknown = [place for place, release in enumerate(recorded_releases) if release != predicted[place]]
-            self._counts["not_predictable"] += len(unknown)
-            counted = [event for event, release in zip(known, predicted, strict=True) if _release(event) == release]
-            predicted = [_release(event) for event in counted]
+            self._tally.count("not_predictable", len(unknown))
+            counted = [event for event, release in zip(known, predicted, strict=True) if release_of(event) == release]
+            predicted = [release_of(event) for event in counted]
         else:
             counted = known
         for place, recorded in enumerate(counted):
             self._count_release(recorded, predicted[place] if place < len(predicted) else None)
         if len(predicted) > len(counted) == len(known):
             extra = predicted[len(known)]
-            self._differs(run[-1], None, extra.address)
+            self._tally.differs(run[-1], None, extra.address)
         self._place += len(run)
         self._replaying_releases = True
         for recorded in known:
             self._apply(recorded)
         self._replaying_releases = False
-
-    def _differs_by_age(self, predicted: list[Release], known: list[TraceEvent]) -> bool:
-        """Whether the same is given back, and only memory of one size from before the recording changes places."""
-        recorded = [_release(event) for event in known]
-        if not self._old_numbers or predicted == recorded or sorted(predicted) != sorted(recorded):
-            return False
-        streams = {_release(event): event.stream for event in known}
-        return all(
-            one == two or (one.size == two.size and streams[one] == streams[two] and self._old(one) and self._old(two))
-            for one, two in zip(predicted, recorded, strict=True)
-        )
-
-    def _old(self, release: Release) -> bool:
-        """Whether a free range was there when the recording began, so that its age is not known."""
-        for pool in self._allocator.pools():
-            for free in pool.free.values():
-                block = free.find(release.size, release.address)
-                if block is not None:
-                    return block.number <= self._old_numbers
-        return False
 
     def _run_of_releases(self) -> list[TraceEvent]:
         end = self._place
@@ -537,42 +485,22 @@ class DeviceReplay:
         return None
 
     def _count_release(self, recorded: TraceEvent, predicted: Release | None) -> None:
-        self._counts["segments_released_checked"] += 1
-        if predicted == _release(recorded):
-            self._counts["segments_released_matched"] += 1
+        self._tally.count("segments_released_checked")
+        if predicted == release_of(recorded):
+            self._tally.count("segments_released_matched")
         elif predicted is not None and predicted.address == recorded.address:
-            self._differs(recorded, recorded.size, predicted.size)
+            self._tally.differs(recorded, recorded.size, predicted.size)
         else:
-            self._differs(recorded, recorded.address, None if predicted is None else predicted.address)
+            self._tally.differs(recorded, recorded.address, None if predicted is None else predicted.address)
 
     def _apply(self, recorded: TraceEvent) -> None:
         """Give back what the recording gave back."""
-        if recorded.action == "segment_free":
-            self._allocator.release_segment(self._free_segment(recorded))
+        whole = recorded.action == "segment_free"
+        block = free_segment(self._allocator, recorded) if whole else free_pages(self._allocator, recorded)
+        if block is None:
+            raise _LostError
+        if whole:
+            self._allocator.release_segment(block)
         else:
-            self._allocator.unmap_block(self._free_pages(recorded))
+            self._allocator.unmap_block(block)
         self._known.remove(recorded.address, recorded.address + recorded.size)
-
-    def _free_lists(self, stream: int) -> list[FreeList]:
-        return [pool.free[stream] for pool in self._allocator.pools() if stream in pool.free]
-
-    def _free_segment(self, recorded: TraceEvent) -> Block:
-        for free in self._free_lists(recorded.stream):
-            block = free.find(recorded.size, recorded.address)
-            if block is not None and block.whole and block.virtual is None:
-                return block
-        raise _LostError
-
-    def _free_pages(self, recorded: TraceEvent) -> Block:
-        for free in self._free_lists(recorded.stream):
-            for block in free:
-                if block.virtual is not None and block.virtual.whole_pages(block) == (
-                    recorded.address,
-                    recorded.address + recorded.size,
-                ):
-                    return block
-        raise _LostError
-
-
-def _release(event: TraceEvent) -> Release:
-    return Release(event.action, event.address, event.size)
