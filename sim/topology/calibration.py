@@ -73,13 +73,15 @@ class PowerFit(FileModel):
 class MemoryFit(FileModel):
     """``efficiency``: share of the data sheet's bandwidth that large streams reach; ``cache_speedup``: by how much
     tensors that fit into the last cache together are faster, where that was measured; ``element_ns``: of a CPU's core,
-    what elementwise ops that compute take an element beside its bytes, by name."""
+    what elementwise ops that compute take an element beside its bytes, by name; ``op_us``: of a CPU, what the shortest
+    call of an elementwise op takes beyond ``kernel_floor_us``."""
 
     source: Text
     data: Text
     efficiency: Share
     cache_speedup: AtLeastOne | None = None
     element_ns: dict[str, Positive] = Field(default_factory=dict)
+    op_us: dict[str, Positive] = Field(default_factory=dict)
 
 
 class RowFit(FileModel):

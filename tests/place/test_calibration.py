@@ -23,6 +23,7 @@ from sim.place.collectives import plan
 from sim.place.kernels.gemm import products, products_us
 from sim.place.kernels.memory import memory_us
 from sim.place.kernels.rows import rows_us
+from sim.place.kernels.single import kernel_rows
 from sim.topology.abilities import abilities_of
 from sim.topology.device import Measured, load_device
 from sim.topology.load import load_topology
@@ -74,10 +75,12 @@ def _as_modelled(profile: str) -> list[Sample]:
 
 def test_the_ends_between_which_one_more_lies() -> None:
     # Of 9 values 10 places are left, each as likely: outside of the least and the greatest lie two in ten.
-    assert holding(np.arange(9.0, 0.0, -1.0), 0.8) == (1.0, 9.0)
+    assert holding(np.arange(9.0, 0.0, -1.0), 0.8) == pytest.approx((1.0, 9.0))
     # Of 19: the second from either end. Of 4 the least and the greatest, which hold three places in five.
-    assert holding(np.arange(1.0, 20.0), 0.8) == (2.0, 18.0)
+    assert holding(np.arange(1.0, 20.0), 0.8) == pytest.approx((2.0, 18.0))
     assert holding(np.arange(1.0, 5.0), 0.8) == (1.0, 4.0)
+    # Of 14: a tenth of 15 places is one and a half, so half way between the first two.
+    assert holding(np.arange(1.0, 15.0), 0.8) == pytest.approx((1.5, 13.5))
 
 
 def test_sizes_of_one_group_are_left_out_together_and_every_fifth_has_its_share() -> None:
@@ -238,6 +241,25 @@ def test_gloo_ranks_get_the_curve_that_was_measured(two_ranks: Topology) -> None
     # No curve of a send: two links of 50 us, and 32 MiB at the measured 1.68 GB/s.
     sent = plan(two_ranks, "send", 32 << 20, (0, 1))
     assert sent.call_us == pytest.approx(100 + (32 << 20) / 1.68e3, rel=1e-3)
+
+
+def test_what_calls_of_an_op_take_beyond_the_shortest_is_seen_in_tiny_sizes() -> None:
+    # An add of 64 elements takes 2 us, the floor; a gelu of any tiny size 7: 5 beyond. 1 ns an element after that.
+    device = Device("cpu", "A CPU, 1 threads", 1, 1, 16 << 30, 32 << 20)
+    sizes = [16, 64, 256, 16384, 65536, 262144]
+    samples = [
+        _sample("host", f"call {op}", (), 2.0) for op in ("elementwise", "softmax", "layer_norm", "linear", "bmm")
+    ]
+    samples += [_sample("elementwise", "add", (1, n), 2.0 + 12 * n / 50e3) for n in sizes]  # 50 GB/s
+    samples += [_sample("elementwise", "gelu", (1, n), 7.0 + n / 1e3) for n in sizes]
+    machine = Machine(device, "A CPU", 2, "amd", {"torch": "2.13.0"}, "tracesim calibrate", "2026-11-25", 0.1)
+    made = profile_of(Measurements(machine, tuple(samples)), "cpu").profile
+    assert made.calibration.memory is not None
+    assert made.calibration.memory.op_us["gelu"] == pytest.approx(5.0, rel=0.02)
+    assert made.calibration.memory.op_us["add"] < 0.02  # the bytes of 64 elements
+    assert made.calibration.memory.element_ns["gelu"] == pytest.approx(1.0, rel=0.05)
+    tiny = kernel_rows("gelu", [{"rows": 1, "columns": 8}], "float32", made)[0]
+    assert tiny.kernel_us == pytest.approx(7.0, rel=0.01)
 
 
 def test_a_changed_link_scales_the_measured_transfer(two_ranks: Topology, tmp_path: Path) -> None:

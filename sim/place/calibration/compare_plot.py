@@ -26,13 +26,19 @@ def write_plot(left: Side, right: Side, path: Path) -> None:
     """Write a PNG; the same profiles give the same bytes."""
     figure = Figure(figsize=(12, 9), dpi=DPI, layout="constrained")
     panels = figure.subplots(2, 2)
-    dtypes = (common_dtypes(left, right) or tuple(left.device.tflops))[:MOST_DTYPES]
+    dtypes = _apart(left, right, common_dtypes(left, right) or tuple(left.device.tflops))[:MOST_DTYPES]
     _draw_products(panels[0][0], (left, right), dtypes)
     _draw_roofline(panels[0][1], (left, right), dtypes)
     _draw_streams(panels[1][0], (left, right))
     _draw_collectives(panels[1][1], (left, right))
     figure.suptitle(f"{left.name} (solid, circles) and {right.name} (dashed, squares)", fontsize=13)
     write_picture(figure, path)
+
+
+def _apart(left: Side, right: Side, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+    """Dtypes whose lines do not lie on another's: of those with the same rates on both sides the first."""
+    by_rates = {tuple(side.device.tflops.get(dtype) for side in (left, right)): dtype for dtype in reversed(dtypes)}
+    return tuple(dtype for dtype in dtypes if dtype in by_rates.values())
 
 
 def _labelled(axes: Any, title: str, x: str, y: str) -> None:

@@ -40,9 +40,9 @@ def holding(ratios: Floats, share: float) -> tuple[float, float]:
     side: the ends are drawn from n + 1 places and not from n (conformal prediction: Vovk, Gammerman and Shafer,
     Algorithmic Learning in a Random World, 2005)."""
     ordered, tail = np.sort(ratios), (1 - share) / 2
-    outside = int(np.floor(tail * (len(ordered) + 1) + 1e-9))
-    first = max(outside - 1, 0)
-    return float(ordered[first]), float(ordered[-1 - first])
+    place = max(tail * (len(ordered) + 1) - 1, 0.0)  # from either end, the first is 0; between two where it falls so
+    places = np.arange(len(ordered))
+    return float(np.interp(place, places, ordered)), float(np.interp(len(ordered) - 1 - place, places, ordered))
 
 
 def errors(predicted: Floats, measured: Floats) -> Floats:

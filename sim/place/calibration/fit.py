@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sim.measurements import Measurements, Sample
 from sim.place.calibration.descent import HELD_OUT, Floats, descend, errors, folds, holding, with_block
 from sim.place.kernels.gemm import products, products_us
-from sim.place.kernels.memory import BESIDE, beside, element_us, floor_us, l2_bytes, memory_us
+from sim.place.kernels.memory import BESIDE, beside, element_us, floor_us, l2_bytes, memory_us, op_us
 from sim.place.kernels.rows import RowOp, rows_us
 from sim.topology.abilities import Abilities, family, resolve, shipped_lenders
 from sim.topology.calibration import Calibration
@@ -32,7 +32,7 @@ FITTED_STREAMS = ("add", "mulu", "relu")  # which compute next to nothing, so by
 LEAST_POINTS = 5
 SHARE = 0.8  # of what the spread holds
 LEAST_JUDGED = 10  # samples of a kind that say something about its tenth
-LEAST_ELEMENTS = 4096  # fewer show the call
+LEAST_ELEMENTS, TINY_ELEMENTS = 4096, 256  # fewer show the call; no more show nothing else
 TENSORS = {"add": 3}
 
 # What libraries compute products in: tiles of CUTLASS's usual sizes; for the lanes of an SM smaller
@@ -197,31 +197,46 @@ class _Fit:
         fitted = [s for s in samples if s.what in FITTED_STREAMS]
         if len(fitted) < LEAST_POINTS:
             return
-        streams = self._streams(fitted)
+        streams, calls = self._streams(fitted), self._op_us(samples)
         start = {"efficiency": 0.85, "cache_speedup": 2.5}
 
         def loss(values: dict[str, float]) -> float:
-            return streams.loss(self._able(memory={"source": "x", "data": "x", **values}))
+            return streams.loss(self._able(memory={"source": "x", "data": "x", "op_us": calls, **values}))
 
         found = descend(start, loss, {"efficiency": (0.02, 1.0), "cache_speedup": (1.0, 30.0)})
         self.block["memory"] = {**self._said("add, mul and relu of float32", len(fitted)), **found}
+        if calls:
+            self.block["memory"]["op_us"] = calls
         computing = self._element_ns(samples)
         if computing:
             self.block["memory"]["element_ns"] = computing
         self.classes.append(self._streams(samples))
 
+    def _op_us(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Of a CPU: what the shortest calls of an op take beyond the shortest of all: the median over tiny sizes."""
+        found: dict[str, float] = {}
+        for op in sorted({s.what for s in samples}) if self.cpu else ():
+            tiny = [s for s in self._shown(samples, op) if s.sizes[1] <= TINY_ELEMENTS]
+            us = self._net(tiny, self._call_us("elementwise")) - floor_us(self.bare)
+            beyond = float(np.median(us)) if tiny else 0.0
+            if beyond > 0:
+                found[op] = float(f"{beyond:.3g}")
+        return found
+
+    def _shown(self, samples: Sequence[Sample], op: str) -> list[Sample]:
+        """The samples of an op that this fit sees."""
+        shown = zip(samples, ~self._held([s.sizes for s in samples]), strict=True)
+        return [s for s, take in shown if take and s.what == op]
+
     def _element_ns(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Of a CPU: what ops that compute take beside their bytes: the median over sizes that the cache holds."""
         able, found = self._able(), {}
         for op in sorted({s.what for s in samples} - set(FITTED_STREAMS)) if self.cpu else ():
-            shown = zip(samples, ~self._held([s.sizes for s in samples]), strict=True)
-            seen = [
-                s
-                for s, take in shown
-                if take and s.what == op and s.sizes[1] >= LEAST_ELEMENTS and 8 * s.sizes[1] <= l2_bytes(self.bare)
-            ]
+            cached = l2_bytes(self.bare)
+            seen = [s for s in self._shown(samples, op) if LEAST_ELEMENTS <= s.sizes[1] <= cached / 8]
             elements = np.array([float(s.sizes[1]) for s in seen])
-            us = self._net(seen, self._call_us("elementwise")) - floor_us(self.bare)
+            us = self._net(seen, self._call_us("elementwise")) - floor_us(self.bare) - op_us(op, able)
+            us = np.maximum(us, 0.0)
             moving = memory_us(8.0 * elements, able) - floor_us(self.bare)
             working = np.maximum(us**BESIDE - moving**BESIDE, 0.0) ** (1.0 / BESIDE)
             ns = float(np.median(1e3 * working * self.bare.sms / elements)) if seen else 0.0
@@ -239,7 +254,8 @@ class _Fit:
         def predicted(able: Abilities, part: Any) -> Floats:
             chosen = [s.what for s, take in zip(samples, part, strict=True) if take]
             computing = np.array([element_us(op, n, able) for op, n in zip(chosen, elements[part], strict=True)])
-            return floor + beside(np.maximum(memory_us(nbytes[part], able) - floor, 0.0), computing)
+            calls = np.array([op_us(op, able) for op in chosen])
+            return floor + calls + beside(np.maximum(memory_us(nbytes[part], able) - floor, 0.0), computing)
 
         return _Class("elementwise", us, held, predicted)
 

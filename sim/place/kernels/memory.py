@@ -79,15 +79,21 @@ def element_us(op: str, elements: Floats | float, abilities: Abilities) -> Float
     return elements * abilities.memory.fit.element_ns.get(op, 0.0) / abilities.profile.sms / 1e3
 
 
-def bytes_cost(nbytes: float, abilities: Abilities, working_us: float = 0.0) -> KernelCost:
-    """Time to read and write ``nbytes`` in all, beside ``working_us`` of arithmetic that partly hides behind it."""
+def op_us(op: str, abilities: Abilities) -> float:
+    """What a CPU's call of an elementwise op takes beyond the shortest; 0 where that was not measured."""
+    return abilities.memory.fit.op_us.get(op, 0.0) if abilities.profile.kind == "cpu" and abilities.memory.own else 0.0
+
+
+def bytes_cost(nbytes: float, abilities: Abilities, working_us: float = 0.0, beyond_us: float = 0.0) -> KernelCost:
+    """Time to read and write ``nbytes`` in all, beside ``working_us`` of arithmetic that partly hides behind it, and
+    ``beyond_us`` that nothing hides."""
     floor = floor_us(abilities.profile)
     us = float(memory_us(np.asarray([nbytes], dtype=np.float64), abilities)[0]) if nbytes > 0 else 0.0
     moving = max(us - floor, 0.0)
     if working_us > 0:
         us = floor + float(beside(np.asarray(moving), working_us))
     bound: Bound = "compute" if working_us > moving else "memory"
-    return priced(us, floor, bound, "" if abilities.memory.own else abilities.memory.device)
+    return priced(us + beyond_us, floor, bound, "" if abilities.memory.own else abilities.memory.device)
 
 
 def memory_cost(nbytes: float, device: DeviceProfile) -> KernelCost:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sim.ops import TensorMeta, Work
 from sim.place.kernels import layout
 from sim.place.kernels.cost import KernelCost, outputs_of, register
-from sim.place.kernels.memory import bytes_cost, element_us
+from sim.place.kernels.memory import bytes_cost, element_us, op_us
 from sim.topology.abilities import Abilities
 
 
@@ -88,8 +88,11 @@ def _walked(work: Work, operands: Sequence[TensorMeta], nbytes: float, abilities
     if work.op in SPECIAL:
         clocks += layout.SPECIAL_CLOCKS
     elements = max(t.elements for t in operands)
-    computing = element_us(work.op.removeprefix("aten::").removesuffix("_"), elements, abilities)
-    return bytes_cost(nbytes, abilities, layout.sm_clocks_us(clocks * elements, abilities.profile) + float(computing))
+    name = work.op.removeprefix("aten::").removesuffix("_")
+    if name == "mul" and len(work.inputs) == 1:
+        name = "mulu"  # by a number, which becomes a tensor first
+    working = layout.sm_clocks_us(clocks * elements, abilities.profile) + float(element_us(name, elements, abilities))
+    return bytes_cost(nbytes, abilities, working, op_us(name, abilities))
 
 
 @register("aten::cat")

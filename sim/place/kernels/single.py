@@ -20,7 +20,7 @@ from sim.errors import InputError, UnknownNameError, UserError
 from sim.ops import DTYPE_BYTES
 from sim.place.kernels.attention import fused_us
 from sim.place.kernels.gemm import call_us, product_lender, products, products_us
-from sim.place.kernels.memory import Floats, beside, element_us, floor_us, memory_us
+from sim.place.kernels.memory import Floats, beside, element_us, floor_us, memory_us, op_us
 from sim.place.kernels.rows import RowOp, rows_us
 from sim.timeline import DurationSource
 from sim.topology.abilities import Abilities, abilities_of, family
@@ -246,7 +246,7 @@ def _timed(op: str, columns: Mapping[str, Floats], dtype: str, abilities: Abilit
         row_call = host_part.softmax if kind == "softmax" else host_part.layer_norm
         return _Timed(us, np.full_like(us, row_call), ["memory"] * len(us), "" if lent.own else lent.device)
     moving = memory_us(rows * width * size * TENSORS[op], abilities) - floor
-    us = floor + beside(moving, element_us(op, rows * width, abilities))
+    us = floor + op_us(op, abilities) + beside(moving, element_us(op, rows * width, abilities))
     bounds = np.where(us < 2 * floor, "floor", "memory").tolist()
     host = np.full_like(us, host_part.elementwise)
     return _Timed(us, host, bounds, "" if abilities.memory.own else abilities.memory.device)
