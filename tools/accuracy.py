@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import sim
-import tools.fit_kernels as fit
 import tools.validate_seed as seed
 from sim.errors import UserError
 from sim.graph import OpGraph, read
@@ -30,56 +28,15 @@ from sim.replay.allocator.snapshot import replay_snapshot
 from sim.replay.engine import run
 from sim.replay.replay import timeline_of
 from sim.report.summary import Summary
-from sim.topology.device import load_device, shipped_devices
 from sim.topology.machine import Machine
 from sim.whatif.ranges import HIGH, LOW, SAMPLES, factors_of, quantile, ranges
-from tools.measured_collectives import HOSTS
-from tools.predictive import by_device, new_device_interval
-from tools.validate_collectives import compared, large
+from tools.accuracy_fitted import fitted
+from tools.accuracy_page import Covered, Report, holds, number, percent
+from tools.accuracy_parts import collectives, kernels
+from tools.fit_kernels import ROOT, SHARED
 from tools.validate_throughput import GPUS, WORKLOADS, graph_of
 
-ROOT = fit.ROOT
-SHARED = fit.SHARED
 OUT = ROOT / "docs" / "accuracy.md"
-Ratios = np.ndarray[Any, np.dtype[np.float64]]
-
-
-class Covered(NamedTuple):
-    """How many values of a family of references lie inside their 80 % intervals."""
-
-    family: str
-    inside: int
-    total: int
-    unseen: str
-    whole_run: bool = False
-
-
-class Report:
-    """Lines of the file, and the coverage of the families so far."""
-
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self.lines: list[str] = []
-        self.covered: list[Covered] = []
-        self.tell = tell
-
-    def section(self, title: str, text: str) -> None:
-        self.tell(title)
-        self.lines += ["", f"## {title}", "", *([text, ""] if text else [])]
-
-    def table(self, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        self.lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-        self.lines += [f"| {' | '.join(row)} |" for row in rows]
-
-    def say(self, text: str) -> None:
-        self.lines += ["", text]
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    return "" if value is None else f"{100 * value:+.{digits}f} %"
-
-
-def holds(inside: bool) -> str:
-    return "yes" if inside else "no"
 
 
 # Whole runs ---------------------------------------------------------------------------------------------------------
@@ -116,10 +73,10 @@ def published_table(report: Report) -> None:
         held = None if row.measured_ms is None else low <= row.measured_ms <= high
         inside += [] if held is None else [held]
         rows.append([
-            row.model, "1" if row.printed_gpus == 1 else "8 (2)", _number(row.measured_ms), f"{told.kernel_ms:.2f}",
+            row.model, "1" if row.printed_gpus == 1 else "8 (2)", number(row.measured_ms), f"{told.kernel_ms:.2f}",
             percent(off), f"{low:.0f} to {high:.0f}", "" if held is None else holds(held),
             percent(seed.error(row.estimated_ms or 0.0, row.measured_ms) if row.estimated_ms else None),
-            _number(row.measured_gib), f"{seed.peak_gib(told):.3f}", percent(off_gib, 2),
+            number(row.measured_gib), f"{seed.peak_gib(told):.3f}", percent(off_gib, 2),
             percent(seed.error(row.estimated_gib or 0.0, row.measured_gib) if row.estimated_gib else None, 2),
         ])  # fmt: skip
     heads = ("model", "GPUs", "measured ms", "ours", "error", "80 % interval", "holds", "theirs", "measured GiB",
@@ -133,10 +90,6 @@ def published_table(report: Report) -> None:
     report.covered.append(
         Covered("the published table, kernel time", sum(inside), len(inside), "no constant; not blind", whole_run=True)
     )
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
 
 
 # Training throughput ------------------------------------------------------------------------------------------------
@@ -257,7 +210,7 @@ def traces(report: Report) -> None:
             continue
         errors = [abs(ours / theirs - 1) for ours, theirs in pairs[len(pairs) > 3 :]]
         name = path.name.removesuffix(".pt.trace.json.gz")
-        rows.append([name, str(len(pairs)), _number(told.measured_step_ms), _number(told.step_ms),
+        rows.append([name, str(len(pairs)), number(told.measured_step_ms), number(told.step_ms),
                      f"{100 * max(errors):.3f} %"])  # fmt: skip
     report.table(("trace", "steps", "measured ms, mean", "ours", "worst step"), rows)
 
@@ -276,174 +229,6 @@ def snapshots(report: Report) -> None:
             f"{done.segments_matched} of {done.segments_checked}", str(done.not_predictable),
         ])  # fmt: skip
     report.table(("snapshot", "addresses", "segments", "not predictable"), rows)
-
-
-# Collectives --------------------------------------------------------------------------------------------------------
-
-
-def collectives(report: Report) -> None:
-    report.section(
-        "Collectives on measured hosts",
-        "microsoft/vidur: NCCL's kernels on A100 hosts whose curves the model does not see (medians of rank 0, which "
-        "also waits for ranks that come late), from 1 MiB on, where bytes decide; docs/collectives.md has the rest. "
-        "For the coverage each case is judged by the interval that the others give.",
-    )
-    cases = {}
-    for host in HOSTS:
-        points = large(compared(host, SHARED / "data" / "nccl"))
-        cases[host] = np.array([1 / point.ratio() for point in points])
-    rows = []
-    inside = total = 0
-    for host, ratios in cases.items():
-        others = [other for it, other in cases.items() if it is not host and it.kind == host.kind]
-        held = _inside(ratios, *new_device_interval(others)) if len(others) > 1 else None
-        errors = np.abs(1 / ratios - 1)
-        rows.append([host.topology, host.kind, str(host.ranks), str(len(ratios)), f"{100 * errors.mean():.1f} %",
-                     f"{100 * np.median(errors):.1f} %", _share(held, len(ratios))])  # fmt: skip
-        inside, total = inside + (held or 0), total + (0 if held is None else len(ratios))
-    report.table(("host", "kind", "ranks", "sizes", "mean error", "median", "inside the interval"), rows)
-    report.covered.append(Covered("collectives from 1 MiB on", inside, total, "yes: others judge each"))
-
-
-# Kernels ------------------------------------------------------------------------------------------------------------
-
-
-def kernels(report: Report) -> None:
-    gemms, rows = fit.read_gemms(), fit.read_rows()
-    profiles = {name: load_device(name) for name in shipped_devices()}
-    own = fit.judge(gemms, rows, fit.themselves(profiles), everything=False)
-    report.section(
-        "Single kernels on shapes left out",
-        "A fifth of the shapes (those whose CRC-32 of their sizes is a multiple of five) is seen by no fit. The "
-        "intervals are the 10th and 90th percentile of these very ratios by device and class of op; for the coverage "
-        "the shapes left out are halved (by their order) and each half is judged by the other's percentiles.",
-    )
-    _kernel_table(report, own, _halves(own), "single kernels, shapes left out", "yes: half judges half")
-    borrowed = fit.judge(gemms, rows, fit.left_out(profiles), everything=True)
-    report.section(
-        "Single kernels on GPUs left out",
-        "Each GPU predicted from its data sheet and the other GPUs, all shapes, its own curves left out too. The "
-        "shipped intervals of a GPU that was never measured come from all these devices (docs/ranges.md); for the "
-        "coverage each device is judged by the interval that the others give. Products in half precision were measured "
-        "on two devices only, which leaves one to judge by: they are not counted.",
-    )
-    _kernel_table(report, borrowed, _others(borrowed), "single kernels, GPUs left out", "yes: others judge each")
-
-
-def _kernel_table(
-    report: Report, judged: Sequence[fit.Judged], inside: Mapping[tuple[str, str], int], family: str, unseen: str
-) -> None:
-    rows = []
-    for one in judged:
-        errors = np.abs(1 / one.ratio - 1)
-        held = inside.get((one.device, one.op))
-        rows.append([one.device, one.op, str(len(errors)), f"{100 * errors.mean():.1f} %",
-                     f"{100 * np.median(errors):.1f} %", _share(held, len(errors))])  # fmt: skip
-    every = np.concatenate([np.abs(1 / one.ratio - 1) for one in judged])
-    counted = sum(len(one.ratio) for one in judged if (one.device, one.op) in inside)
-    rows.append(["all", "all", str(len(every)), f"{100 * every.mean():.1f} %", f"{100 * np.median(every):.1f} %",
-                 f"{100 * sum(inside.values()) / counted:.0f} %"])  # fmt: skip
-    report.table(("device", "op", "shapes", "mean error", "median", "inside the interval"), rows)
-    report.covered.append(Covered(family, sum(inside.values()), counted, unseen))
-
-
-def _share(held: int | None, total: int) -> str:
-    return "not judged" if held is None else f"{100 * held / total:.0f} %"
-
-
-def _inside(ratio: Ratios, low: float, high: float) -> int:
-    return int(((ratio >= low) & (ratio <= high)).sum())
-
-
-def _halves(judged: Sequence[fit.Judged]) -> dict[tuple[str, str], int]:
-    together: dict[tuple[str, str], list[fit.Judged]] = {}
-    for one in judged:
-        together.setdefault((one.device, fit.op_class(one.op)), []).append(one)
-    found = {}
-    for alike in together.values():
-        halves = [np.concatenate([one.ratio[i::2] for one in alike]) for i in range(2)]
-        for one in alike:
-            found[one.device, one.op] = sum(
-                _inside(one.ratio[i::2], *np.quantile(halves[1 - i], [0.1, 0.9])) for i in range(2)
-            )
-    return found
-
-
-def _others(judged: Sequence[fit.Judged]) -> dict[tuple[str, str], int]:
-    """Each device judged by the interval that the others give; with one other device there is none."""
-    found = {}
-    for one in judged:
-        others = by_device([
-            (other.device, other.ratio)
-            for other in judged
-            if fit.op_class(other.op) == fit.op_class(one.op) and other.device != one.device
-        ])  # fmt: skip
-        if len(others) > 1:
-            found[one.device, one.op] = _inside(one.ratio, *new_device_interval(list(others.values())))
-    return found
-
-
-# What was fitted ----------------------------------------------------------------------------------------------------
-
-
-def fitted(report: Report) -> None:
-    report.section(
-        "Every fitted constant, and its data",
-        "From the calibration blocks of topologies/devices (docs/kernels.md says what each number is). Devices that "
-        "are not in this list carry data-sheet figures alone and borrow from the nearest that is.",
-    )
-    report.table(("device", "block", "numbers", "fitted to"), _blocks())
-    report.say("Curves that are measurements themselves, and are read and not fitted:")
-    report.lines.append("")
-    report.table(("file", "curve", "source"), _curves())
-    report.say("Constants outside of these files:")
-    report.lines.append("")
-    report.table(("where", "what", "fitted to"), OUTSIDE)
-    report.say(
-        "The rest is NCCL's, PyTorch's or CUDA's own, or a published figure, each with its source beside it. Nothing "
-        "is fitted to the published table, to Lambda's throughputs, to the snapshots."
-    )
-
-
-OUTSIDE = (
-    ("sim/place/kernels/convolution.py", "the share of a product's speed that convolutions reach",
-     "the sums of ResNet50's traces on V100 and A100"),
-    ("sim/place/kernels/layout.py, memory.py", "clocks an element of strided, broadcast and converting kernels, and "
-     "how they add to bytes", "the elementwise kernels of the H100 trace, each kind once (tools/fit_layout.py); its "
-     "steps as captured do not depend on them"),
-    ("devices/h100-sxm, rtx-a5000", "launch latency, floor, gap; the H100's attention", "percentiles of the H100 "
-     "trace, and of an A100's for the rest"),
-    ("sim/topology/abilities.py", "PROCESS_EXPONENT, energy by process", "the power blocks of T4, A100 and L4"),
-    ("sim/place/nccl_tables.py", "SENDER_COPY_GB_S", "every second size of vidur's sends between two bridged A100s"),
-    ("sim/place/nccl_tables.py, docs/collectives.md", "what PCIe, NVLink and staging reach", "published "
-     "p2pBandwidthLatencyTest runs"),
-    ("sim/place/doubt.py", "shares of doubt in common", "the same microbenchmarks (tools/doubt_shares.py)"),
-    ("sim/place/doubt.py", "the host's pace, launches", "paces of public traces' hosts, the traces above among them"),
-    ("sim/place/collective_spread.py", "spreads of collectives", "vidur's A100 hosts"),
-)  # fmt: skip
-
-
-def _blocks() -> Iterator[list[str]]:
-    for name in shipped_devices():
-        calibration = load_device(name).calibration
-        for section, value in calibration.model_dump(exclude={"spread"}, exclude_none=True).items():
-            for key, block in value.items() if _is_nested(value) else [("", value)]:
-                numbers = ", ".join(f"{k} {v:g}" for k, v in block.items() if isinstance(v, int | float))
-                if numbers:
-                    yield [name, f"{section} {key}".strip(), numbers, block.get("data") or block.get("source", "")]
-
-
-def _is_nested(value: Mapping[str, Any]) -> bool:
-    return all(isinstance(each, Mapping) for each in value.values())
-
-
-def _curves() -> Iterator[list[str]]:
-    for name in shipped_devices():
-        for curve, block in load_device(name).measured.model_dump(by_alias=True, exclude_none=True).items():
-            yield [f"devices/{name}", curve, block["source"]]
-    for path in sorted((ROOT / "topologies").glob("*.yaml")):
-        for each in sim.load_topology(path.stem).collectives.measured:
-            yield [path.stem, f"{each.kind}, {each.ranks} ranks", each.source]
 
 
 # The whole ----------------------------------------------------------------------------------------------------------
