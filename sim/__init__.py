@@ -8,6 +8,9 @@ Five calls are the whole way::
     summary = sim.summarize(timeline)
     sim.write(timeline, "opt.pt.trace.json.gz")
 
+What a user can cause is a ``UserError`` that names the file, the place in it and the cure.  Times are integer
+nanoseconds in a timeline and decimal milliseconds (``_ms``) in a summary, sizes are bytes.
+
 ``sim.place`` and ``sim.replay`` are these functions, and the packages of the same names are reached by ``from
 sim.place.kernels import ...``: a verb of the public surface is worth more than a second way to a package.
 """
@@ -48,21 +51,34 @@ __all__ = [
 
 
 def read(*paths: str | Path) -> Workload:
-    """A workload file, or the Kineto traces of one job: ``(graph, measured)``, measured None for a workload file."""
+    """A workload file, or the Kineto traces of one job (one a rank, or a folder of them), as ``(graph, measured)``.
+
+    ``measured`` is the timeline that the traces themselves tell, None for a workload file.  InputError where a file is
+    not there, or is neither.
+    """
     from sim.workload.inputs import read_inputs
 
     return read_inputs([Path(path) for path in paths])
 
 
-def load_topology(name: str, overrides: Mapping[str, object] | None = None) -> Machine:
-    """A shipped machine or a topology file, with values replaced by dotted path; see ``sim.topology.load``."""
+def load_topology(name: str | Path, overrides: Mapping[str, object] | None = None) -> Machine:
+    """A shipped machine (``"a5000x8"``) or a topology file.
+
+    ``overrides`` replaces values by dotted path before anything is checked: ``{"links.pcie.bandwidth_gb_s": 32}``.
+    UserError for an unknown name or path, InputError with every problem of a file at once.
+    """
     from sim.topology.load import load_topology as load
 
-    return load(name, overrides)
+    return load(str(name), overrides)
 
 
 def synthesize(model: str, batch: int, seq: int, **options: Any) -> OpGraph:
-    """The graph of one step of a model; ``options`` are the other fields of ``sim.workload.synth.SynthSpec``."""
+    """The graph of one step of a model on ``batch`` sequences of ``seq`` tokens a rank, without GPU and weights.
+
+    ``model`` is a shipped card (``"opt-1.3b"``), a folder with a config.json or a hub name.  ``options`` are the other
+    fields of ``sim.workload.synth.SynthSpec``: ``mode="train"``, ``parallel="fsdp=8"`` and so on, as ``tracesim synth
+    --help`` has them.  UserError where the model, the sizes or the plan cannot be.
+    """
     from sim.workload.synth import SynthSpec
     from sim.workload.synth import synthesize as from_spec
 
@@ -70,7 +86,11 @@ def synthesize(model: str, batch: int, seq: int, **options: Any) -> OpGraph:
 
 
 def synthesize_script(path: str | Path, *args: str, **options: Any) -> OpGraph:
-    """The graph of one step of a training script; ``options`` are the other fields of ``ScriptSpec``."""
+    """The graph of one step of the training script at ``path``, run with ``args`` as on one GPU.
+
+    ``options`` are the other fields of ``sim.workload.script.spec.ScriptSpec``.  UserError, with the script's line,
+    where the script does what cannot be without data.
+    """
     from sim.workload.script.run import synthesize_script as from_spec
     from sim.workload.script.spec import ScriptSpec
 
@@ -78,5 +98,8 @@ def synthesize_script(path: str | Path, *args: str, **options: Any) -> OpGraph:
 
 
 def write(timeline: Timeline, path: str | Path) -> None:
-    """Write a trace file (``.json`` or ``.json.gz``) that Perfetto and TensorBoard open."""
+    """Write all ranks into one trace file (``.json`` or ``.json.gz``) for Perfetto and TensorBoard.
+
+    It appears whole or not at all, and the same timeline gives the same bytes.  InputError where it cannot be written.
+    """
     write_trace(timeline, Path(path))

@@ -35,11 +35,12 @@ def replay(
     allocator: AllocatorConfig | None = None,
     folding: bool = True,
 ) -> Timeline:
-    """Replay a placed graph and tell what happened when; ``contention`` lets transfers share links,
-    ``allocator`` is what PYTORCH_CUDA_ALLOC_CONF says.  ``folding`` replays ranks that are alike once, which changes
-    nothing but the time it takes.
+    """Replay a placed graph and tell what happened when, in integer nanoseconds from the beginning.
 
-    Raises DeadlockError and UserError as :func:`run` does.
+    ``contention`` lets transfers share links and kernels their device; ``allocator`` is what PYTORCH_CUDA_ALLOC_CONF
+    says; ``folding`` replays ranks that are alike once, which changes nothing but the time it takes.  A job that does
+    not fit is no error: the timeline says so (``out_of_memory``).  DeadlockError where ranks wait for each other in
+    different collectives, UserError where they disagree about one.
     """
     return timeline_of(run(placement, contention=contention, folding=folding), allocator)
 
