@@ -111,41 +111,25 @@ def two_ranks() -> Timeline:
     rank 1    |ProfilerStep#3         |ProfilerStep#4     |
     """
     s = Sketch(2)
+
+    def all_reduce(rank: int, start: int, end: int) -> None:
+        launch, told = s.call(rank, 1, 2, "c10d::allreduce_"), collective()
+        name = "ncclDevKernel_AllReduce"
+        s.work(rank, start, end, name, "communication", launch=launch, source="roofline", collective=told, transfer=2)
+
     s.step(0, 3, 0, 10)
     s.step(0, 4, 10, 24)
     s.step(1, 3, 0, 12)
     s.step(1, 4, 12, 22)
     s.work(0, 1, 5, "gemm", launch=s.call(0, 0, 1))
-    ar = s.call(0, 1, 2, "c10d::allreduce_")
-    s.work(
-        0,
-        3,
-        8,
-        "ncclDevKernel_AllReduce",
-        "communication",
-        launch=ar,
-        source="roofline",
-        collective=collective(),
-        transfer=2,
-    )
+    all_reduce(0, 3, 8)
     s.work(0, 5, 6, "Memcpy DtoD (Device -> Device)", "memcpy", launch=s.call(0, 2, 3, "cudaMemcpyAsync"))
     s.work(0, 6, 7, "old")  # launched before the recording began
     s.work(0, 11, 13, "gelu", launch=s.call(0, 9, 10, "aten::gelu"), source="estimate")
     s.work(0, 13, 20, "gemm", launch=s.call(0, 10, 11), source="profile")
     s.work(0, 25, 26, "relu", launch=s.call(0, 20, 21))  # runs when the last step is over
     s.work(1, 2, 6, "gemm", launch=s.call(1, 0, 1))
-    ar = s.call(1, 1, 2, "c10d::allreduce_")
-    s.work(
-        1,
-        4,
-        8,
-        "ncclDevKernel_AllReduce",
-        "communication",
-        launch=ar,
-        source="roofline",
-        collective=collective(),
-        transfer=2,
-    )
+    all_reduce(1, 4, 8)
     s.work(1, 8, 9, "Memset (Device)", "memset", launch=s.call(1, 2, 3, "cudaMemsetAsync"))
     s.work(1, 14, 16, "gemm", launch=s.call(1, 12, 13), source="profile")
     memory = (
