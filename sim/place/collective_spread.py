@@ -31,7 +31,7 @@ def spread_of(plan: CollectivePlan) -> Spread:
     """(p10, p90) of measured / predicted time for a plan like this one; (1, 1) for one rank, which takes none."""
     if plan.ns == 0:
         return 1.0, 1.0
-    if plan.source == "profile" and plan.note.startswith("measured on this host") and "scaled" not in plan.note:
+    if plan.as_measured:
         return ON_ITS_OWN_CURVE
     if plan.transfer_ns < plan.latency_ns:
         return BOUND_BY_LATENCY

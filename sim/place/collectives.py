@@ -33,7 +33,8 @@ class CollectivePlan:
 
     ``ns`` = ``latency_ns`` (no link is busy) + ``transfer_ns`` (the bytes of ``loads`` are on their lanes, all at one
     common rate).  ``call_ns`` is what calls issued back to back would show: never less than the host takes for one;
-    of a send, what the sender's kernel takes.
+    of a send, what the sender's kernel takes.  ``as_measured``: read off the host's own curve, nothing of it
+    carried over by a model.
     ``loads``: (lane, bytes) in name order; ``bound``: the lane or part that bounds the transfer.
     """
 
@@ -50,6 +51,7 @@ class CollectivePlan:
     bound: str
     loads: Loads
     note: str = ""
+    as_measured: bool = False
 
     @property
     def ns(self) -> int:
@@ -160,13 +162,14 @@ def _nccl(machine: Machine, kind: CollectiveKind, nbytes: int, gpus: tuple[int, 
     reading = read_curve(machine, kind, nbytes, len(gpus)) if ask.rings.hosts == 1 else None
     if reading is not None and reading.ranks != len(gpus):
         reading = _for_fewer(machine, ask, reading)
-    if reading is None:
-        latency, transfer, note = modelled.latency_us, modelled.transfer_us, ""
-    else:
-        latency, transfer, note = _on_this_host(machine, ask, modelled, reading, gpus)
-    if not candidates(ask):
+    if reading is not None:
+        reading = _on_this_host(machine, ask, modelled, reading, gpus)
+    told = reading or modelled
+    note = reading.note if reading else ""
+    able = bool(candidates(ask))
+    if not able:
         note = f"{FALLBACK_NOTE}; {note}" if note else FALLBACK_NOTE
-    latency_ns, transfer_ns = ns_from_us(latency), ns_from_us(transfer)
+    latency_ns, transfer_ns = ns_from_us(told.latency_us), ns_from_us(told.transfer_us)
     return CollectivePlan(
         kind=kind,
         nbytes=nbytes,
@@ -181,6 +184,7 @@ def _nccl(machine: Machine, kind: CollectiveKind, nbytes: int, gpus: tuple[int, 
         bound=modelled.bound,
         loads=_loads(ask, algorithm),
         note=note,
+        as_measured=able and reading is not None and reading.own,
     )
 
 
@@ -201,20 +205,18 @@ def _for_fewer(machine: Machine, ask: Ask, reading: Reading) -> Reading:
     return replace(reading, transfer_us=reading.transfer_us * ratio, note=f"{reading.note}; {why}")
 
 
-def _on_this_host(
-    machine: Machine, ask: Ask, modelled: Cost, reading: Reading, gpus: tuple[int, ...]
-) -> tuple[float, float, str]:
-    """Latency and transfer from the measured curve; where links were changed, the transfer scaled as the model's."""
+def _on_this_host(machine: Machine, ask: Ask, modelled: Cost, reading: Reading, gpus: tuple[int, ...]) -> Reading:
+    """The measured curve; where links were changed, its transfer scaled as the model's."""
     if machine.baseline is None:
-        return reading.latency_us, reading.transfer_us, reading.note
+        return reading
     before = _ask(machine.baseline, ask.kind, ask.nbytes, gpus)
     was = cost(before, *choose(before))
     ratio = modelled.transfer_us / was.transfer_us if was.transfer_us else 1.0
     latency = max(reading.latency_us + modelled.latency_us - was.latency_us, 0.0)
     if abs(ratio - 1) < 1e-9 and abs(latency - reading.latency_us) < 1e-9:
-        return reading.latency_us, reading.transfer_us, f"{reading.note}; no ring uses what was changed"
+        return replace(reading, note=f"{reading.note}; no ring uses what was changed")
     scaled = f"{reading.note}; its transfer scaled by {ratio:.3g} for what was changed (bound by {modelled.bound})"
-    return latency, reading.transfer_us * ratio, scaled
+    return replace(reading, latency_us=latency, transfer_us=reading.transfer_us * ratio, note=scaled, own=False)
 
 
 def _host_ns(machine: Machine) -> int:
@@ -311,7 +313,7 @@ def _textbook(machine: Machine, kind: CollectiveKind, nbytes: int, gpus: tuple[i
     scaled = "" if ratio == 1.0 else f"; its transfer scaled by {ratio:.3g} for what was changed"
     return replace(
         ring, latency_ns=latency_ns, transfer_ns=transfer_ns, call_ns=latency_ns + transfer_ns, source="profile",
-        note=reading.note + scaled,
+        note=reading.note + scaled, as_measured=reading.own and not scaled,
     )  # fmt: skip
 
 

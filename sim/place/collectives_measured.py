@@ -12,12 +12,16 @@ from sim.topology.schema import MeasuredCurve
 
 @dataclass(frozen=True)
 class Reading:
-    """A time read off a curve of so many ranks: what even the smallest size takes, the rest, and how it was read."""
+    """A time read off a curve of so many ranks: what even the smallest size takes, the rest, and how it was read.
+
+    ``own``: just as measured, of as many ranks over the links as they are, with nothing carried over by a model.
+    """
 
     latency_us: float
     transfer_us: float
     note: str
     ranks: int
+    own: bool
 
 
 def read_curve(machine: Machine, kind: str, nbytes: int, ranks: int) -> Reading | None:
@@ -34,13 +38,13 @@ def read_curve(machine: Machine, kind: str, nbytes: int, ranks: int) -> Reading 
     floor = min(curve.us)
     if curve.ranks == ranks:
         us = time_at(curve, nbytes)
-        return Reading(min(floor, us), us - min(floor, us), f"measured on this host with {ranks} ranks", ranks)
+        return Reading(min(floor, us), us - min(floor, us), f"measured on this host with {ranks} ranks", ranks, True)
     if steps(kind, ranks) is None:
         return None
     share = (steps(kind, ranks) or 0) / (steps(kind, curve.ranks) or 1)
     us = max(time_at(curve, nbytes * curve.ranks / ranks) * share, floor)
     note = f"from this host's curve of {curve.ranks} ranks: {ranks} ranks take {share:.3g} of its steps"
-    return Reading(floor, us - floor, note, curve.ranks)
+    return Reading(floor, us - floor, note, curve.ranks, False)
 
 
 def steps(kind: str, ranks: int) -> int | None:

@@ -125,8 +125,14 @@ def solve(
     """The value of ``path`` nearest to the machine's own at which the target is reached; a target of ``scaling`` needs
     ``one_gpu``.
 
-    UserError for a path that is not there or is no number above 0, and as ``place`` and ``replay`` raise it.
+    UserError for a path that is not there or is no number above 0, for a job of one rank that shall scale, and as
+    ``place`` and ``replay`` raise it.
     """
+    if target.measure == "scaling" and len(graph.ranks) == 1:
+        raise UserError(
+            f"--target scaling={target.value:g}: {graph.name} has one rank: one GPU's pace, whatever the links; "
+            "give a job of several ranks, or --parallel dp=N"
+        )
     base_value, whole = _base_value(topology, settings, path)
     tell("replaying the base")
     machine = load_topology(topology, settings)

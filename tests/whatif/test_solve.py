@@ -127,6 +127,14 @@ def test_solve_and_target_go_together(run: Run, job: Path, args: list[str]) -> N
     assert code == 2 and "go together" in err
 
 
+def test_one_rank_does_not_scale(tmp_path: Path) -> None:
+    one = layered(1)
+    with pytest.raises(
+        UserError, match=r"scaling=7: .* has one rank: .* give a job of several ranks, or --parallel dp=N"
+    ):
+        solve(one, str(ring_machine(tmp_path, 8)), {}, RING, parse_target("scaling=7"), one_gpu=OneGpu(one, 1))
+
+
 def test_scaling_takes_the_input_or_the_step_it_was_made_from(tmp_path: Path) -> None:
     # Both ask for the same eight ranks; one GPU's step is the input in the one, synthesized anew in the other.
     spec = {"model": "gpt2", "batch": 1, "seq": 64, "mode": "train"}
