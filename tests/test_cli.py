@@ -244,6 +244,12 @@ def test_a_broken_workload_file(refused: Callable[..., str], workload: Path, tmp
 # The smaller commands -------------------------------------------------------------------------------------------
 
 
+def test_sizes_may_be_written_as_nccl_tests_has_them(run: Run) -> None:
+    words = ["collective", "all_reduce", "--ranks", 8, "--topology", "a5000x8", "--json", "-", "--bytes"]
+    _, out, _ = run(*words, "8,64M,1GiB,2k")
+    assert [row["bytes"] for row in json.loads(out)["rows"]] == [8, 64 << 20, 1 << 30, 2 << 10]
+
+
 def test_collective_json_keeps_its_contract(run: Run) -> None:
     sizes = "1048576,1073741824"
     _, out, _ = run("collective", "all_reduce", "--bytes", sizes, "--ranks", 8, "--topology", "a5000x8", "--json", "-")
@@ -263,6 +269,7 @@ def test_collective_json_keeps_its_contract(run: Run) -> None:
         (["all_reduce", "--bytes", 8, "--ranks", 9, "--topology", "a5000x8"], "8 devices"),
         (["all_reduce", "--bytes", 8, "--ranks", 10**18, "--topology", "a5000x8"], "8 devices"),
         (["all_reduce", "--bytes", 8, "--ranks", -1, "--topology", "a5000x8"], "--ranks -1"),
+        (["all_reduce", "--bytes", "64iB", "--ranks", 8, "--topology", "a5000x8"], "as in 1048576,64M,1GiB"),
         (["all_reduce", "--bytes", "x", "--ranks", 8, "--topology", "a5000x8"], "--bytes 'x'"),
         (["all_reduce", "--bytes", 8, "--ranks", 8, "--topology", "as-captured"], "name a machine"),
     ],

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import simpy
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -136,26 +135,11 @@ def _synthesis() -> Iterator[tuple[str, str, str]]:
         yield f"{model} training: synth, replay", f"{synth:.1f} s, {replay:.1f} s", goal
     many = ["--batch", "1", "--seq", "2048", "--mode", "train", "--parallel", "fsdp=64", "--out", str(out)]
     synth, peak = _seconds([*TRACESIM, "synth", "llama-3.1-70b", *many])
-    with tempfile.TemporaryDirectory() as folder:
-        cluster = _eight_nodes(Path(folder))
-        replay, peak_too = _seconds([*TRACESIM, "replay", str(out), "--topology", str(cluster), "--no-remedies"])
+    cluster = ["--topology", "dgx-h100x2-400g", "--set", "hosts=8"]
+    replay, peak_too = _seconds([*TRACESIM, "replay", str(out), *cluster, "--no-remedies"])
     what = f"{synth:.1f} s, {replay:.1f} s, {max(peak, peak_too) / 2**30:.1f} GiB"
     yield "llama-3.1-70b training, fsdp=64 on eight nodes: synth, replay, memory", what, "60 s together, 6 GiB"
     out.unlink()
-
-
-def _eight_nodes(folder: Path) -> Path:
-    """Eight DGX H100 and a network that gives each NIC its 400 Gbit."""
-    machine = yaml.safe_load((ROOT / "topologies" / "dgx-h100.yaml").read_text())
-    machine |= {"name": "dgx-h100x8", "hosts": 8}
-    machine["nodes"].append({"id": "switch", "kind": "network-switch", "shared": True})
-    machine["links"]["network"] = {
-        "kind": "network", "bandwidth_gb_s": 48, "latency_us": 1.5, "between": [["nic", "switch"]],
-        "source": "NCCL's figure for 400 Gbit (src/graph/topo.h)",
-    }  # fmt: skip
-    file = folder / "dgx-h100x8.yaml"
-    file.write_text(yaml.safe_dump(machine))
-    return file
 
 
 def _seconds(command: list[str]) -> tuple[float, int]:

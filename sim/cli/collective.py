@@ -14,7 +14,9 @@ from sim.errors import UserError
 
 @click.command()
 @click.argument("kind")
-@click.option("--bytes", "sizes", required=True, metavar="N[,N...]", help="Size of the whole tensor in bytes.")
+@click.option(
+    "--bytes", "sizes", required=True, metavar="N[,N...]", help="Size of the whole tensor: in bytes, or as 64M, 1GiB."
+)
 @click.option("--ranks", type=int, required=True, help="How many GPUs take part: the first ones, or those of --gpus.")
 @options.topology
 @options.gpus
@@ -40,7 +42,7 @@ def collective(
     chosen = options.numbers("--gpus", gpus) or tuple(range(ranks))
     if len(chosen) != ranks:
         raise UserError(f"--gpus names {len(chosen)} GPUs for --ranks {ranks}")
-    plans = [plan(machine, kind, size, chosen) for size in options.numbers("--bytes", sizes)]
+    plans = [plan(machine, kind, size, chosen) for size in options.sizes("--bytes", sizes)]
     rows = [
         CollectiveTimeRow(
             p.kind, p.nbytes, p.ranks, p.algorithm, p.protocol, p.call_us, p.algbw_gb_s, p.busbw_gb_s, p.note

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,8 @@ ranges = click.option(
     "--no-ranges", "ranged", is_flag=True, flag_value=False, default=True, help="Do not say how sure the numbers are."
 )
 
+_UNITS = ("", "K", "M", "G")
+_SIZE = re.compile(r"(?P<count>[0-9]{1,30})((?P<unit>[kmgKMG])(iB)?)?")
 MOST_DIGITS = 30  # more than any size or GPU has, and fewer than int() refuses
 
 
@@ -85,6 +88,14 @@ def numbers(option: str, given: str | None) -> tuple[int, ...]:
     if not all(part.strip().isascii() and part.strip().isdigit() and len(part) <= MOST_DIGITS for part in parts):
         raise UserError(f"{option} {given!r}: write whole numbers with commas, as in 1,2")
     return tuple(int(part) for part in parts)
+
+
+def sizes(option: str, given: str) -> tuple[int, ...]:
+    """Bytes of ``64MiB,1GiB``, or as nccl-tests has them, ``64M,1G`` (powers of 1024); plain numbers are bytes."""
+    found = [_SIZE.fullmatch(part.strip()) for part in given.split(",")]
+    if not all(found):
+        raise UserError(f"{option} {given!r}: write bytes with commas, as in 1048576,64M,1GiB")
+    return tuple(int(size["count"]) << 10 * _UNITS.index((size["unit"] or "").upper()) for size in found if size)
 
 
 def assignments(settings: Sequence[str]) -> dict[str, str]:

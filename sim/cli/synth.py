@@ -134,8 +134,8 @@ def _of_script(
 
 
 def large_enough(ranks: int) -> str:
-    """A shipped machine that has a GPU for each rank, or what to write in place of one."""
+    """A shipped machine that has a GPU for each rank."""
     for gpus, name in ((1, "a5000x1"), (8, "a5000x8"), (16, "a5000x8x2-100g")):
         if ranks <= gpus:
             return name
-    return f"FILE.yaml     (a machine of at least {ranks} GPUs)"
+    return f"dgx-h100x2-400g --set hosts={-(-ranks // 8)}"

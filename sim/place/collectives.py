@@ -18,8 +18,8 @@ from sim.errors import UnknownNameError, UserError
 from sim.ops import CollectiveKind
 from sim.place import nccl_tables as tables
 from sim.place.collectives_measured import Reading, read_curve
-from sim.place.nccl_search import Rings, bus_bandwidth, find_rings, link_demand, most_on_a_host
-from sim.place.nccl_time import CHAINED, FALLBACK_NOTE, Ask, Cost, candidates, choose, cost, hop_us
+from sim.place.nccl_rings import Rings, bus_bandwidth, find_rings, link_demand, most_on_a_host
+from sim.place.nccl_time import CHAINED, FALLBACK_NOTE, Ask, Cost, candidates, choose, cost, hop_us, nvls_tree
 from sim.topology.machine import Gpu, Machine, Route
 from sim.units import ns_from_us
 
@@ -169,6 +169,8 @@ def _nccl(machine: Machine, kind: CollectiveKind, nbytes: int, gpus: tuple[int, 
     able = bool(candidates(ask))
     if not able:
         note = f"{FALLBACK_NOTE}; {note}" if note else FALLBACK_NOTE
+    elif nvls_tree(ask):
+        note = f"NCCL may take NVLSTree here, which is not modelled: {algorithm} is taken"
     latency_ns, transfer_ns = ns_from_us(told.latency_us), ns_from_us(told.transfer_us)
     return CollectivePlan(
         kind=kind,

@@ -98,8 +98,22 @@ TREE_CORRECTION: dict[Protocol, tuple[float, ...]] = {
 # search.cc: speeds tried a channel, in one host
 SPEEDS = (40.0, 30.0, 20.0, 18.0, 15.0, 12.0, 10.0, 9.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.4, 1.2, 0.24, 0.12)
 SPEEDS_HOPPER = (60.0, 50.0, 40.0, 30.0, 24.0, 20.0, 15.0, 12.0, 11.0, 6.0, 3.0, 2.4, 1.2, 0.24, 0.12)
+# and with NICs, over several hosts
+SPEEDS_HOSTS = (
+    48.0, 30.0, 28.0, 24.0, 20.0, 18.0, 15.0, 12.0, 10.0, 9.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.4, 1.2, 0.24, 0.12,
+)  # fmt: skip
+SPEEDS_HOSTS_HOPPER = (
+    48.0, 45.0, 42.0, 40.0, 30.0, 24.0, 22.0, 20.0, 17.5, 15.0, 12.0, 6.0, 3.0, 2.4, 1.2, 0.24, 0.12,
+)  # fmt: skip
 SPLIT_FROM = 25.0  # a channel at least this fast is cut into two of half the speed
+# unless there are more than four already; then only from 50 GB/s on (capabilities above 8.0)
+ENOUGH_CHANNELS = 4
+SPLIT_ENOUGH_FROM = 50.0
 MOST_CHANNELS = 32
+
+NVLS_TREE_FROM = (2, 18)
+# A GPU far from a NIC hands its data to one near it (NCCL_PXN_DISABLE, release notes of 2.12)
+PXN_FROM = (2, 12)
 
 # topo.h: Intel CPUs turn peer traffic into 64-byte packets
 INTEL_P2P_OVERHEAD = 6 / 5

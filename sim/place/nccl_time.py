@@ -12,7 +12,7 @@ from functools import cached_property
 from math import ceil, log2
 
 from sim.place import nccl_tables as tables
-from sim.place.nccl_search import Rings
+from sim.place.nccl_rings import Rings
 from sim.place.nccl_tables import Algorithm, Protocol
 from sim.topology.machine import Gpu, Machine, PathClass
 
@@ -101,6 +101,13 @@ def _nvls(ask: Ask) -> bool:
     """NVLink SHARP: Hopper and later behind an NVSwitch, one host, all-reduce, three ranks or more."""
     behind = set(ask.rings.paths) == {"NVS"}
     return ask.kind == "all_reduce" and behind and ask.capability >= (9, 0) and ask.ranks > 2
+
+
+def nvls_tree(ask: Ask) -> bool:
+    """Whether NCCL may take NVLSTree, which is not modelled: NVLink SHARP in each of several hosts (from 2.18 on)."""
+    behind = set(ask.rings.paths) == {"NVS", "NET"}
+    able = ask.capability >= (9, 0) and ask.machine.nccl.release >= tables.NVLS_TREE_FROM
+    return ask.kind == "all_reduce" and behind and able and not ask.machine.nccl.NCCL_ALGO
 
 
 def _ll128(ask: Ask) -> bool:

@@ -25,7 +25,7 @@ from itertools import pairwise
 from sim.ops import Work
 from sim.place.collectives import CollectivePlan, bus_factor
 from sim.place.kernels import kernel_cost
-from sim.place.nccl_search import most_on_a_host
+from sim.place.nccl_rings import most_on_a_host
 from sim.place.placement import Held
 from sim.topology.device import DeviceProfile, Measured
 from sim.topology.machine import Gpu, Machine

@@ -6,7 +6,8 @@ Rates are GB/s, which is bytes a nanosecond.  What can be full is a *lane*: one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -167,7 +168,7 @@ class Machine:
     # Routes -----------------------------------------------------------------------------------------------------
 
     def route(self, a: str, b: str) -> Route:
-        """The path bytes take from node ``a`` to ``b``: NVLink where it joins them, else PCIe and beyond.
+        """The path bytes take from node ``a`` to ``b``: NVLink where it joins them, else PCIe, else the network.
 
         No path leads through another GPU (UserError where only such a path exists).  Of equal paths the one with most
         bandwidth wins, then the first by name.
@@ -179,22 +180,22 @@ class Machine:
     def _find_route(self, a: str, b: str) -> Route:
         if a == b:
             return Route((), "LOC")
-        hops = self._shortest(a, b, nvlink=True) or self._shortest(a, b, nvlink=False)
+        hops = next(filter(None, (self._shortest(a, b, kinds) for kinds in _NEAR_TO_FAR)), ())
         if not hops:
             raise UserError(
                 f"{self.name}: {a} and {b} are joined only through other devices; give them a switch or CPU"
             )
         return Route(hops, self._path_class(a, hops))
 
-    def _shortest(self, a: str, b: str, *, nvlink: bool) -> tuple[Hop, ...]:
-        """Fewest links, then greatest bandwidth, then names; over NVLink alone or without it.  () where none leads."""
+    def _shortest(self, a: str, b: str, kinds: frozenset[LinkKind]) -> tuple[Hop, ...]:
+        """Fewest links of these kinds, then greatest bandwidth, then names.  () where none leads."""
         reached: dict[str, tuple[float, tuple[Hop, ...]]] = {a: (float("inf"), ())}
         frontier = [a]
         while frontier and b not in reached:
             found: dict[str, tuple[float, tuple[Hop, ...]]] = {}
             for node in frontier:
                 rate, hops = reached[node]
-                for hop in self._leaving(node, nvlink=nvlink):
+                for hop in self._leaving(node, kinds):
                     if hop.end in reached or (hop.end != b and hop.end in self._gpu_names):
                         continue
                     best = min(rate, hop.link.bandwidth_gb_s)
@@ -216,8 +217,8 @@ class Machine:
             for node, links in around.items()
         }
 
-    def _leaving(self, node: str, *, nvlink: bool) -> Iterable[Hop]:
-        return (Hop(link, node) for link in self._neighbours[node] if (link.kind == "nvlink") == nvlink)
+    def _leaving(self, node: str, kinds: frozenset[LinkKind]) -> Iterable[Hop]:
+        return (Hop(link, node) for link in self._neighbours[node] if link.kind in kinds)
 
     def _path_class(self, start: str, hops: tuple[Hop, ...]) -> PathClass:
         kinds = [hop.link.kind for hop in hops]
@@ -242,21 +243,23 @@ class Machine:
     def _nearest_host_node(self, gpu: str) -> str:
         """The memory (or, where the file names none, the CPU) that is fewest links away; by name where equal."""
         for kind in ("memory", "cpu"):
-            reached = {gpu}
-            frontier = [gpu]
-            while frontier:
-                step = [
-                    hop.end
-                    for node in frontier
-                    for hop in self._leaving(node, nvlink=False)
-                    if hop.end not in self._gpu_names and hop.link.kind != "network"
-                ]
-                frontier = sorted(set(step) - reached, key=natural)
-                homes = [node for node in frontier if self.kind(node) == kind]
+            for nodes in self._around(gpu):
+                homes = [node for node in nodes if self.kind(node) == kind]
                 if homes:
                     return homes[0]
-                reached.update(frontier)
         return gpu
+
+    def _around(self, gpu: str) -> Iterator[list[str]]:
+        """The host's other nodes as the GPU reaches them over PCIe and sockets: one link away, two, and so on."""
+        reached = {gpu}
+        nodes = [gpu]
+        while nodes:
+            step = {
+                hop.end for node in nodes for hop in self._leaving(node, _IN_A_HOST) if hop.end not in self._gpu_names
+            }
+            nodes = sorted(step - reached, key=natural)
+            reached.update(nodes)
+            yield nodes
 
     def host_memory(self, gpu: str) -> str:
         """The node that holds host memory for this GPU: its socket's memory, or the CPU; itself where it has none."""
@@ -313,9 +316,58 @@ class Machine:
         ``ranks``: how many GPUs of the host the communicator has.
         """
         direct = self.route(a, b)
-        if direct.path == "NET" or self.p2p(a, b, ranks):
-            return direct
-        return self.through_host(a, b)
+        if direct.path == "NET":
+            return self._by_own_nics(a, b) or direct
+        return direct if self.p2p(a, b, ranks) else self.through_host(a, b)
+
+    # NICs -------------------------------------------------------------------------------------------------------
+
+    def nics(self, gpu: str) -> tuple[str, ...]:
+        """The NICs of this GPU's host that are on a network, the nearest first, then by name."""
+        return tuple(nic for nics in self._nics[gpu] for nic in nics)
+
+    @cached_property
+    def _nics(self) -> dict[str, list[list[str]]]:
+        """Of each GPU: its host's NICs by distance."""
+        return {
+            gpu.name: [n for nodes in self._around(gpu.name) if (n := self._on_network(nodes))] for gpu in self.gpus
+        }
+
+    def _on_network(self, nodes: Iterable[str]) -> list[str]:
+        return [n for n in nodes if self.kind(n) == "nic" and any(k.kind == "network" for k in self._neighbours[n])]
+
+    def own_nic(self, gpu: str) -> str | None:
+        """The nearest NIC; GPUs that have the same ones equally near take turns (ncclTopoGetLocalNet)."""
+        return self._own_nics.get(gpu)
+
+    @cached_property
+    def _own_nics(self) -> dict[str, str]:
+        served: Counter[tuple[str, ...]] = Counter()
+        own: dict[str, str] = {}
+        for gpu, around in self._nics.items():
+            if around:
+                nearest = tuple(around[0])
+                own[gpu] = nearest[served[nearest] % len(nearest)]
+                served[nearest] += 1
+        return own
+
+    def uplink(self, nic: str) -> Hop:
+        """The way from a NIC onto its network: the strongest link where it has several."""
+        links = (link for link in self._neighbours[nic] if link.kind == "network")
+        return Hop(max(links, key=lambda link: link.bandwidth_gb_s), nic)
+
+    def network_route(self, a: str, b: str) -> Route | None:
+        """From one NIC to another over network links and switches alone; None where they are not so joined."""
+        hops = self._shortest(a, b, _NETWORK)
+        return Route(hops, "NET") if hops else None
+
+    def _by_own_nics(self, a: str, b: str) -> Route | None:
+        """Out by the sender's NIC, in by the receiver's."""
+        out, into = self.own_nic(a), self.own_nic(b)
+        between = self.network_route(out, into) if out and into else None
+        if not (out and into and between):
+            return None
+        return Route((*self.route(a, out).hops, *between.hops, *self.route(into, b).hops), "NET")
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -333,4 +385,8 @@ class Machine:
 
 # "Set P2P level to PXB on AMD CPUs when using more than 2 GPUs per node" (release 2.23)
 _P2P_FOR_PAIRS_ONLY = (2, 23)
+_NVLINK: frozenset[LinkKind] = frozenset({"nvlink"})
+_NETWORK: frozenset[LinkKind] = frozenset({"network"})
+_IN_A_HOST: frozenset[LinkKind] = frozenset({"pcie", "smp", "memory"})
+_NEAR_TO_FAR = (_NVLINK, _IN_A_HOST, _IN_A_HOST | _NETWORK)
 _P2P_ORDER = ("LOC", "NVL", "PIX", "PXB", "PHB", "SYS")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from sim.topology.problems import nearest_key
 
@@ -12,6 +13,7 @@ _RANGE = re.compile(r"^(?P<group>.*?)(?P<first>\d+)-(?P<last>\d+)$")
 _LONGEST_RANGE = 4096  # a mistyped range must not fill the memory
 
 
+@cache
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that puts gpu2 before gpu10."""
     return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name) if part)

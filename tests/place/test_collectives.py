@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sim.errors import UnknownNameError, UserError
 from sim.place.collectives import CollectivePlan, bus_factor, plan, plan_transfers
-from sim.place.nccl_search import find_rings
+from sim.place.nccl_rings import find_rings
 from sim.topology import Machine, load_topology, shipped_topologies
 from sim.units import MIB
 

@@ -17,12 +17,14 @@ from msgspec.structs import replace
 from torch.distributed.pipelining import schedules
 
 import sim
+from sim.cli.options import assignments
 from sim.cli.synth import large_enough
 from sim.errors import UserError
 from sim.graph import OpGraph, Program
 from sim.ops import Alloc, Collective, Free, HostCall, Kernel, Op
 from sim.place.placement import Placement
 from sim.report.summary import Summary
+from sim.topology import load_topology
 from sim.workload.cards import find_config
 from sim.workload.stages import Stage, even_counts, parts_of
 from sim.workload.synth import SynthSpec, synthesize
@@ -378,9 +380,13 @@ def test_from_the_command_line_to_the_bubble(tmp_path: Path, run: Callable[..., 
     assert all(0 < rank["waiting_ms"] <= rank["breakdown_ms"]["exposed_communication"] for rank in ranks)
 
 
-@pytest.mark.parametrize(("ranks", "machine"), [(1, "a5000x1"), (4, "a5000x8"), (16, "a5000x8x2-100g"), (17, "FILE")])
+@pytest.mark.parametrize(
+    ("ranks", "machine"), [(1, "a5000x1"), (4, "a5000x8"), (16, "a5000x8x2-100g"), (17, "dgx-h100x2-400g")]
+)
 def test_the_hint_names_a_machine_that_is_large_enough(ranks: int, machine: str) -> None:
-    assert large_enough(ranks).startswith(machine)
+    name, *settings = large_enough(ranks).split(" --set ")
+    assert name == machine
+    assert len(load_topology(name, assignments(settings)).gpus) >= ranks
 
 
 # What cannot be ----------------------------------------------------------------------------------------------------

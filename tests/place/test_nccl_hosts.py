@@ -1,0 +1,150 @@
+"""Rings over several hosts: every NIC is a rail."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sim.place.collectives import plan
+from sim.place.nccl_rings import Rings, find_rings
+from sim.topology import load_topology
+from sim.topology.machine import Machine
+
+GIB = 1 << 30
+
+
+def rings_of(machine: Machine, *gpus: int) -> Rings:
+    return find_rings(machine, tuple(machine.gpus[g] for g in gpus) or machine.gpus)
+
+
+def network_crossings(rings: Rings) -> dict[str, int]:
+    return {lane: count for lane, count in rings.crossings.items() if lane.startswith("network:")}
+
+
+def hosts_of(folder: Path, *, nics: int, switches: int = 2, version: str = "2.28") -> Machine:
+    """Two hosts of four H100s behind an NVSwitch, PCIe switches and NICs dealt to them evenly."""
+    raw = yaml.safe_load((Path(__file__).parents[2] / "topologies" / "dgx-h100x2-400g.yaml").read_text())
+    raw["devices"]["count"] = 4
+    counts = {"nic": nics, "pcisw": switches}
+    raw["nodes"] = [{**node, "count": counts[node["id"]]} if node["id"] in counts else node for node in raw["nodes"]]
+    raw["nccl"] = {"version": version}
+    file = folder / "hosts.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    return load_topology(str(file))
+
+
+@pytest.mark.parametrize(("name", "gb_s"), [("dgx-h100x2-400g", 48.0), ("dgx-a100x2-200g", 24.0)])
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_eight_nics_are_eight_rails(name: str, gb_s: float, hosts: int) -> None:
+    machine = load_topology(name, {"hosts": hosts})
+    rings = rings_of(machine)
+    assert (len(rings.orders), rings.speed, rings.channels) == (8, gb_s, 16)
+    assert rings.bus_gb_s == pytest.approx(8 * gb_s)
+    # Each NIC sends one channel and receives one.
+    assert network_crossings(rings) == dict.fromkeys(network_crossings(rings), 1)
+    assert len(network_crossings(rings)) == 2 * 8 * hosts
+
+
+@pytest.mark.parametrize("kind", ["all_reduce", "all_gather", "reduce_scatter"])
+def test_large_collectives_get_what_all_nics_carry(kind: str) -> None:
+    machine = load_topology("dgx-h100x2-400g", {"nccl.NCCL_ALGO": "Ring", "nccl.NCCL_PROTO": "Simple"})
+    made = plan(machine, kind, 16 * GIB, tuple(range(16)))
+    assert made.busbw_gb_s == pytest.approx(8 * 48, rel=0.02)
+    assert made.bound.startswith("network:nic")
+
+
+@pytest.mark.parametrize("nics", [1, 2, 4])
+def test_bandwidth_goes_with_the_number_of_nics(tmp_path: Path, nics: int) -> None:
+    assert rings_of(hosts_of(tmp_path, nics=nics)).bus_gb_s == pytest.approx(nics * 48)
+
+
+def test_a_chain_ends_at_the_card_beside_the_nic_it_began_at() -> None:
+    machine = load_topology("dgx-a100x2-200g")
+    for order in rings_of(machine).orders:
+        first, last = order[0], order[7]
+        assert machine.route(first, machine.own_nic(first) or "").path == "PIX"
+        assert machine.route(last, machine.own_nic(first) or "").path == "PIX"
+        assert {machine.gpu(name).host for name in order[:8]} == {0}
+
+
+def test_a_card_far_from_the_nic_hands_its_data_to_the_nics_own_card(tmp_path: Path) -> None:
+    # Every card and NIC on a switch of its own: no other card is near the NIC that a chain began at.
+    rings = rings_of(hosts_of(tmp_path, nics=4, switches=4))
+    across = [hop for hop in rings.hops if hop.path == "NET"]
+    assert len(across) == 2 * len(rings.orders)
+    assert all(hop.lanes[0].startswith("nvlink:") and not any("cpu" in lane for lane in hop.lanes) for hop in across)
+    assert rings.bus_gb_s == pytest.approx(4 * 48)
+    # Before 2.12 it went by way of the CPU.
+    before = rings_of(hosts_of(tmp_path, nics=4, switches=4, version="2.11"))
+    assert any("cpu" in lane for hop in before.hops if hop.path == "NET" for lane in hop.lanes)
+
+
+def test_groups_of_one_card_a_host_each_have_a_nic_of_their_own() -> None:
+    # What data-parallel groups beside tp=8 are: eight of them at once share nothing.
+    machine = load_topology("dgx-h100x2-400g")
+    used = Counter(lane for card in range(8) for lane in network_crossings(rings_of(machine, card, card + 8)))
+    assert len(used) == 32
+    assert set(used.values()) == {1}
+    assert rings_of(machine, 3, 11).bus_gb_s == pytest.approx(48)
+
+
+def test_sends_and_all_to_all_use_each_cards_own_nic() -> None:
+    machine = load_topology("dgx-h100x2-400g")
+    own = [machine.own_nic(gpu.name) for gpu in machine.gpus]
+    assert sorted(own, key=lambda nic: int((nic or "")[3:])) == [f"nic{i}" for i in range(16)]
+    made = plan(machine, "all_to_all", GIB, tuple(range(16)))
+    bytes_on = [amount for lane, amount in made.loads if lane.startswith("network:")]
+    assert len(bytes_on) == 32
+    assert len(set(bytes_on)) == 1
+
+
+def test_no_route_inside_a_host_leads_over_the_network() -> None:
+    machine = load_topology("dgx-h100x2-400g")
+    for gpu in machine.gpus[:8]:
+        for nic in machine.nics(gpu.name):
+            assert machine.route(gpu.name, nic).path != "NET"
+
+
+def test_hosts_joined_without_nics_still_have_rings(tmp_path: Path) -> None:
+    text = """
+name: plain
+description: Two hosts whose CPUs are on the network themselves
+source: a test
+hosts: 2
+devices: {count: 2, profile: rtx-a5000}
+nodes: [{id: cpu, kind: cpu, count: 1}, {id: switch, kind: network-switch, shared: true}]
+links:
+  pcie: {kind: pcie, bandwidth_gb_s: 24, source: a test, between: [[gpu, cpu]]}
+  network: {kind: network, bandwidth_gb_s: 3, source: a test, between: [[cpu, switch]]}
+"""
+    (tmp_path / "m.yaml").write_text(text)
+    rings = rings_of(load_topology(str(tmp_path / "m.yaml")))
+    assert rings.bus_gb_s == pytest.approx(3)
+    assert rings.orders[0] == ("gpu0", "gpu1", "gpu2", "gpu3")
+
+
+def test_rails_that_never_meet_are_joined_channel_by_channel(tmp_path: Path) -> None:
+    # One switch a rail: nic0 and nic4 on the first, nic1 and nic5 on the second, and so on.
+    raw = yaml.safe_load((Path(__file__).parents[2] / "topologies" / "dgx-h100x2-400g.yaml").read_text())
+    raw["devices"]["count"] = 4
+    raw["nodes"] = [node for node in raw["nodes"] if node["id"] not in ("switch", "nic", "pcisw")]
+    raw["nodes"] += [{"id": "nic", "kind": "nic", "count": 4}, {"id": "pcisw", "kind": "pcie-switch", "count": 2}]
+    raw["nodes"] += [{"id": f"rail{i}", "kind": "network-switch", "shared": True} for i in range(4)]
+    raw["links"]["network"]["between"] = [[f"nic{i}", f"rail{i}"] for i in range(4)]
+    (tmp_path / "rails.yaml").write_text(yaml.safe_dump(raw))
+    rings = rings_of(load_topology(str(tmp_path / "rails.yaml")))
+    assert rings.bus_gb_s == pytest.approx(4 * 48)
+    # Four channels of 48 GB/s are cut into two each.
+    assert network_crossings(rings) == dict.fromkeys(network_crossings(rings), 2)
+
+
+def test_what_nccl_may_take_and_the_model_does_not_have_is_told() -> None:
+    machine = load_topology("dgx-h100x2-400g")
+    everyone = tuple(range(16))
+    assert "NVLSTree" in plan(machine, "all_reduce", GIB, everyone).note
+    assert plan(machine, "all_gather", GIB, everyone).note == ""
+    assert plan(load_topology("dgx-h100x2-400g", {"nccl.NCCL_ALGO": "Ring"}), "all_reduce", GIB, everyone).note == ""
+    assert plan(load_topology("dgx-a100x2-200g"), "all_reduce", GIB, everyone).note == ""
