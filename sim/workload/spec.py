@@ -123,6 +123,8 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 yield f"--momentum {self.momentum:g}: is an option of --optimizer sgd, not of {self.optimizer}"
             if self.optimizer == "adafactor" and self.optimizer_kernels == "fused":
                 yield "--optimizer-kernels fused: PyTorch has no fused Adafactor; choose foreach or for-loop"
+            if self.optimizer == "none" and self.optimizer_kernels != "foreach":
+                yield f"--optimizer-kernels {self.optimizer_kernels}: is an option of an optimizer; choose one"
             if self.optimizer == "adafactor" and ("fsdp=" in self.parallel or "tp=" in self.parallel):
                 yield f"--optimizer adafactor: PyTorch's cannot step what --parallel {self.parallel} shards"
             return
@@ -143,6 +145,8 @@ class SynthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             yield "--master-weights: fsdp keeps float32 parameters itself; use --fsdp-dtype"
         if self.master_weights and self.optimizer == "none":
             yield "--master-weights: is an option of an optimizer; choose one"
+        if self.tf32 and self.parameter_dtype != "float32":
+            yield f"--tf32: no product of --dtype {self.parameter_dtype} is in float32; choose --dtype float32"
         if self.attention == "flash" and (self.autocast or self.fsdp_dtype or self.parameter_dtype) == "float32":
             yield "--attention flash: computes in half precision; choose --dtype or --autocast float16 or bfloat16"
 

@@ -74,7 +74,9 @@ def parts_of(spec: SynthSpec, config: Any, task: Task, stages: int) -> list[Part
         raise UserError(f"--task {spec.task}: only causal language models are cut into pipeline stages; leave it out")
     layers = config.num_hidden_layers
     if layers < stages:
-        raise UserError(f"--parallel {spec.parallel}: {spec.model} has {layers} layers for {stages} stages")
+        raise UserError(
+            f"--parallel {spec.parallel}: {spec.model} has {layers} layers for {stages} stages; {layers} at most"
+        )
     counts = _counts(spec, layers, stages) if spec.stage_layers else even_counts(layers, stages)
     ends = [sum(counts[: i + 1]) for i in range(stages)]
     return [Part(i, stages, end - count, end) for i, (count, end) in enumerate(zip(counts, ends, strict=True))]

@@ -13,6 +13,7 @@ all-gather.  What enters the first block is cut, what leaves the last norm is ga
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -208,9 +209,12 @@ def _check_divides(config: Any, tp: int, name: str) -> None:
         "key and value heads": getattr(config, "num_key_value_heads", None) or heads,
         "feed-forward columns": next(filter(None, widths), 4 * config.hidden_size),
     }
+    common = math.gcd(*counts.values())
+    able = [str(size) for size in range(2, common + 1) if common % size == 0]
+    cure = f"; {', '.join(able)} would do" if able else "; no number would: leave tp out"
     for what, count in counts.items():
         if count % tp:
-            raise UserError(f"--parallel tp={tp} does not divide the {count} {what} of {name}")
+            raise UserError(f"--parallel tp={tp} does not divide the {count} {what} of {name}{cure}")
 
 
 def _check_sequence(spec: SynthSpec, family: Family, tp: int) -> None:

@@ -400,7 +400,7 @@ def test_the_hint_names_a_machine_that_is_large_enough(ranks: int, machine: str)
             {"parallel": "pp=2", "micro_batches": 5, "schedule": "interleaved"},
             "PyTorch's interleaved says: .* multiple of the number of rounds",
         ),
-        ({"parallel": "pp=8", "micro_batches": 8}, "has 4 layers for 8 stages"),
+        ({"parallel": "pp=8", "micro_batches": 8}, "has 4 layers for 8 stages; 4 at most"),
         ({"parallel": "pp=2", "stage_layers": "1,2"}, "give 2 numbers of at least 1 that add up to 4, as 2,2"),
         ({"parallel": "pp=2", "stage_layers": "a,4"}, "--stage-layers a,4"),
         ({"parallel": "pp=2", "stages_per_rank": 2}, "--stages-per-rank 2: only --schedule interleaved"),

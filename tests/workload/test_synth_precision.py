@@ -35,13 +35,20 @@ def test_products_of_float32_may_run_in_tf32_and_nothing_else(tmp_path: Path) ->
     allowed = Counter(name for name, work in kernels(train(tmp_path, tf32=True)) if work.scalar("allow_tf32"))
     # Seven projections a layer and the head, each three times.
     assert allowed == {"aten::mm": 3 * (7 * LAYERS + 1)}
-    half = train(tmp_path, tf32=True, dtype="bfloat16", attention="flash")
+    half = train(tmp_path, tf32=True, autocast="bfloat16", attention="flash")
     assert not [name for name, work in kernels(half) if work.scalar("allow_tf32")]
 
 
 def product(dtype: str, *scalars: tuple[str, bool]) -> Work:
     square = TensorMeta(dtype, (4096, 4096))
     return Work("aten::mm", (square, square), (square,), scalars)
+
+
+def test_options_that_would_change_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--tf32: no product of --dtype bfloat16 is in float32; choose --dtype float32"):
+        train(tmp_path, tf32=True, dtype="bfloat16")
+    with pytest.raises(UserError, match="--optimizer-kernels fused: is an option of an optimizer; choose one"):
+        train(tmp_path, optimizer="none", optimizer_kernels="fused")
 
 
 def test_a_product_in_tf32_is_as_fast_as_the_device_is_in_it() -> None:

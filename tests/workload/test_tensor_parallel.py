@@ -211,6 +211,13 @@ def test_what_cannot_be_split_is_said_in_one_line(
     assert "\n" not in str(error.value)
 
 
+def test_the_sizes_that_do_divide_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"4 attention heads of .*; 2, 4 would do"):
+        train(tmp_path, "gpt2", parallel="tp=8")
+    with pytest.raises(UserError, match=r"65 feed-forward columns of .*; no number would: leave tp out"):
+        train(tmp_path, "bert", config={"intermediate_size": 65})
+
+
 # Two real processes ---------------------------------------------------------------------------------------------------
 
 CASES = [*FAMILIES, *(f"{family}+sequence" for family in BY_SEQUENCE)]
