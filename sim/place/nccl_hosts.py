@@ -16,15 +16,13 @@ from sim.place import nccl_tables as tables
 from sim.place.nccl_search import (
     MOST_FOUND,
     NEAR_TO_FAR,
-    PLAIN_ORDER_SPEED,
     Attempt,
     Ring,
     Search,
     believed_gb_s,
-    cannot_win,
+    most_bandwidth,
     rings_of_host,
     speeds_to_try,
-    split,
 )  # fmt: skip
 from sim.topology.machine import Gpu, Hop, Machine, Route
 
@@ -69,19 +67,9 @@ def chains_of_host(machine: Machine, gpus: tuple[Gpu, ...]) -> tuple[tuple[Chain
     if not search.nics:
         orders, speed = rings_of_host(machine, gpus)
         return tuple(Chain(order) for order in orders), speed
-    best: tuple[tuple[Chain, ...], float] = ((search.chain(search.names, search.nics[0]),), PLAIN_ORDER_SPEED)
-    reach = len(search.passes)
-    for speed in speeds_to_try(gpus, search.fastest, tables.SPEEDS_HOSTS, tables.SPEEDS_HOSTS_HOPPER):
-        if cannot_win(speed, best[1]):
-            break
-        for place, (paths, ways) in enumerate(search.passes[:reach]):
-            chains = search.chains(speed, paths, ways)
-            if chains:
-                reach = place + 1  # with a solution found, NCCL never looks at farther paths again
-                if len(chains) * speed > len(best[0]) * best[1]:
-                    best = (chains, speed)
-                break
-    return split(gpus, *best)
+    speeds = speeds_to_try(gpus, search.fastest, tables.SPEEDS_HOSTS, tables.SPEEDS_HOSTS_HOPPER)
+    plain = (search.chain(search.names, search.nics[0]),)
+    return most_bandwidth(gpus, plain, speeds, search.passes, search.chains)
 
 
 class _NicSearch(Search):
@@ -117,8 +105,12 @@ class _NicSearch(Search):
         """The chain over these GPUs that begins and ends at the NIC."""
         return Chain(order, nic, self._ways_out[order[-1], nic].route)
 
-    def chains(self, speed: float, paths: tuple[str, ...], ways: tuple[str, ...]) -> tuple[Chain, ...]:
-        """As many chains as fit at this speed over these kinds of path, through the first NIC that has room each."""
+    def chains(self, speed: float, kinds: tuple[tuple[str, ...], tuple[str, ...]]) -> tuple[Chain, ...]:
+        """As many chains as fit at this speed, through the first NIC that has room each.
+
+        ``kinds``: of path between GPUs, and to the NIC, as in ``passes``.
+        """
+        paths, ways = kinds
         attempt = Attempt(speed, paths, dict(self.capacity))
         found: list[Chain] = []
         while len(found) < MOST_FOUND:

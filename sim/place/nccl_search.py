@@ -7,7 +7,7 @@ again as long as it fits.  The combination with most channels x speed wins.  Lef
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,12 +15,13 @@ from sim.place import nccl_tables as tables
 from sim.topology.machine import Gpu, Machine, PathClass, Route
 
 Ring = tuple[str, ...]
-T = TypeVar("T")
+Channel = TypeVar("Channel")
+Kinds = TypeVar("Kinds")
 
 NEAR_TO_FAR: tuple[PathClass, ...] = ("NVL", "NVS", "PIX", "PXB", "PHB", "SYS")
 _MOST_TRIES = 20_000
 MOST_FOUND = tables.MOST_CHANNELS // 2
-PLAIN_ORDER_SPEED = 0.1  # where nothing is found NCCL falls back to the plain order, believed to be so slow
+_PLAIN_ORDER_SPEED = 0.1  # where nothing is found NCCL falls back to the plain order, believed to be so slow
 
 
 @dataclass
@@ -44,35 +45,46 @@ def rings_of_host(machine: Machine, gpus: tuple[Gpu, ...]) -> tuple[tuple[Ring, 
     if len(names) == 1:
         return (names,), tables.SPEEDS[0]
     search = Search(machine, names)
-    best: tuple[tuple[Ring, ...], float] = ((names,), PLAIN_ORDER_SPEED)
-    reach = len(NEAR_TO_FAR)
-    for speed in speeds_to_try(gpus, search.fastest, tables.SPEEDS, tables.SPEEDS_HOPPER):
-        if cannot_win(speed, best[1]):
-            break
-        for far in range(reach):
-            rings = search.rings(speed, NEAR_TO_FAR[: far + 1])
-            if rings:
-                reach = far + 1  # with a solution found, NCCL never looks at farther paths again
-                if len(rings) * speed > len(best[0]) * best[1]:
-                    best = (rings, speed)
-                break
-    return split(gpus, *best)
+    speeds = speeds_to_try(gpus, search.fastest, tables.SPEEDS, tables.SPEEDS_HOPPER)
+    passes = [NEAR_TO_FAR[: far + 1] for far in range(len(NEAR_TO_FAR))]
+    return most_bandwidth(gpus, (names,), speeds, passes, search.rings)
 
 
 def speeds_to_try(
     gpus: tuple[Gpu, ...], fastest: float, plain: tuple[float, ...], hopper: tuple[float, ...]
-) -> tuple[float, ...]:
+) -> list[float]:
     """Those of NCCL's list for these GPUs that a path can have."""
     new = all(gpu.profile.capability >= (9, 0) for gpu in gpus)
-    return tuple(speed for speed in (hopper if new else plain) if speed <= fastest)
+    return [speed for speed in (hopper if new else plain) if speed <= fastest]
 
 
-def cannot_win(speed: float, best: float) -> bool:
-    """Whether NCCL stops before this speed, with channels of speed ``best`` found."""
-    return best > PLAIN_ORDER_SPEED and speed < 0.49 * best
+def most_bandwidth(
+    gpus: tuple[Gpu, ...],
+    plain: tuple[Channel, ...],
+    speeds: list[float],
+    passes: Sequence[Kinds],
+    lay: Callable[[float, Kinds], tuple[Channel, ...]],
+) -> tuple[tuple[Channel, ...], float]:
+    """The channels with most bandwidth together that ``lay`` finds, and their speed; ``plain`` where it finds none.
+
+    ``passes`` are the kinds of path allowed, from near to far.
+    """
+    best, best_speed = plain, _PLAIN_ORDER_SPEED
+    reach = len(passes)
+    for speed in speeds:
+        if best is not plain and speed < 0.49 * best_speed:
+            break
+        for place, kinds in enumerate(passes[:reach]):
+            found = lay(speed, kinds)
+            if found:
+                reach = place + 1  # with a solution found, NCCL never looks at farther paths again
+                if len(found) * speed > len(best) * best_speed:
+                    best, best_speed = found, speed
+                break
+    return _split(gpus, best, best_speed)
 
 
-def split(gpus: tuple[Gpu, ...], found: tuple[T, ...], speed: float) -> tuple[tuple[T, ...], float]:
+def _split(gpus: tuple[Gpu, ...], found: tuple[Channel, ...], speed: float) -> tuple[tuple[Channel, ...], float]:
     """Fast channels cut into two, as many as NCCL has, and the speed they then have (ncclTopoDupChannels)."""
     enough = all(gpu.profile.capability > (8, 0) for gpu in gpus) and len(found) > tables.ENOUGH_CHANNELS
     if speed < (tables.SPLIT_ENOUGH_FROM if enough else tables.SPLIT_FROM):
