@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,17 +17,26 @@ from sim.errors import InputError
 def appearing(path: Path) -> Iterator[Path]:
     """A file beside ``path`` to write to, renamed to it at the end: a reader never sees half a file.
 
+    A link stays a link, and what is no file (/dev/null, a pipe) is written to: nothing is put in its place.
     InputError where it cannot be written; nothing remains after an error.
     """
+    special = _is_special(path)
+    place = path if special else path.resolve()
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        folder = Path(tempfile.gettempdir()) if special else place.parent
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
     except OSError as error:
         raise InputError(path, f"cannot be written ({error.strerror}); choose another place") from None
     os.close(handle)
     try:
         yield Path(temporary)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        if special:
+            with Path(temporary).open("rb") as whole, place.open("wb") as file:
+                shutil.copyfileobj(whole, file)
+            Path(temporary).unlink()
+        else:
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(place)
     except OSError as error:
         Path(temporary).unlink(missing_ok=True)
         raise InputError(path, f"cannot be written ({error.strerror}); choose another place") from None
@@ -35,9 +45,17 @@ def appearing(path: Path) -> Iterator[Path]:
         raise
 
 
+def _is_special(path: Path) -> bool:
+    """A device, a pipe, a socket: something is there, and it is neither a file nor a folder."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def check_can_appear(path: Path) -> None:
     """Before long work: InputError where :func:`appearing` could not write there."""
-    problem = "is a folder" if path.is_dir() else _folder_problem(path.parent)
+    if _is_special(path):
+        problem = "" if os.access(path, os.W_OK) else "no permission"
+    else:
+        problem = "is a folder" if path.is_dir() else _folder_problem(path.resolve().parent)
     if problem:
         raise InputError(path, f"cannot be written ({problem}); choose another place")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -116,6 +117,41 @@ def test_output_that_cannot_be_written_is_one_line(root: Path, json_out: list[st
     assert ran.returncode == 2
     problem = "standard output: cannot be written (No space left on device); send it elsewhere"
     assert ran.stderr == f"tracesim: error: {problem}\n"
+
+
+@pytest.mark.parametrize("words", [("replay", "{}", "--topology", "a5000x8"), ("--help",)])
+def test_a_reader_that_has_gone_is_no_failure(root: Path, workload: Path, words: tuple[str, ...]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "sim", *(word.format(workload) for word in words)]
+    ran = subprocess.run(command, cwd=root, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_no_number_is_cut_on_a_narrow_terminal(root: Path) -> None:
+    words = ["collective", "all_reduce", "--bytes", "1048576", "--ranks", "8", "--topology", "a5000x8"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "sim", *words], cwd=root, env={**os.environ, "COLUMNS": "40"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "230.3    4.55    7.97" in ran.stdout and "…" not in ran.stdout  # 230.32 us, measured
+
+
+def test_what_is_no_file_is_written_to(run: Run, workload: Path, tmp_path: Path) -> None:
+    """As /dev/null and >(a command) are: nothing is put in the place of a pipe, and a link stays a link."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("real.json")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for out in (pipe, link):
+        assert run("replay", workload, "--topology", "a5000x8", "--no-ranges", "--json", out)[0] == 0
+    assert pipe.is_fifo() and link.is_symlink()
+    assert (
+        json.loads(os.read(reader, 1 << 16))["step_ms"] == json.loads((tmp_path / "real.json").read_text())["step_ms"]
+    )
+    os.close(reader)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["link", "pipe", "real.json"]
 
 
 # What is refused ------------------------------------------------------------------------------------------------

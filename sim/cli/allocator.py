@@ -6,10 +6,9 @@ from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
 
 from sim.cli import options
-from sim.cli.telling import tell_result
+from sim.cli.telling import printer, tell_result
 
 
 @click.command()
@@ -22,4 +21,4 @@ def allocator(snapshot: Path, json_out: str | None) -> None:
 
     compared = msgspec.to_builtins(replay_snapshot(snapshot))
     content = msgspec.json.format(msgspec.json.encode(compared)) + b"\n"
-    tell_result(content, json_out, lambda: render_comparison(str(snapshot), compared, Console()))
+    tell_result(content, json_out, lambda: render_comparison(str(snapshot), compared, printer()))

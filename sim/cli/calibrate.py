@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
 from sim.cli import options
-from sim.cli.telling import progress, progress_bar
+from sim.cli.telling import printer, progress, progress_bar
 from sim.errors import UserError
 
 if TYPE_CHECKING:
@@ -86,16 +85,17 @@ def _measure(spec: CalibrateSpec, out: Path) -> None:
             tell_line("fitting the models to the measurements")
             done = write_files(journal.measurements(), out)
         journal.remove()
-    tell_fits(done, [one.why for one in left_out], Console())
+    tell_fits(done, [one.why for one in left_out], printer())
 
 
 def _compare(names: tuple[str, str], plot: Path | None) -> None:
     from sim.place.calibration import compare
 
     left, right = (compare.read_side(name) for name in names)
-    compare.show(left, right, Console())
     if plot is not None:
         from sim.place.calibration.compare_plot import write_plot
 
         write_plot(left, right, plot)
+    compare.show(left, right, printer())
+    if plot is not None:
         click.echo(f"drawn to {plot}")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import click
-from rich.console import Console
 
 from sim.cli import options
-from sim.cli.telling import tell_result
+from sim.cli.telling import printer, tell_result
 from sim.errors import UserError
 
 
@@ -49,4 +48,4 @@ def collective(
         )
         for p in plans
     ]
-    tell_result(encode_rows(rows), json_out, lambda: render_rows(rows, Console()))
+    tell_result(encode_rows(rows), json_out, lambda: render_rows(rows, printer()))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import click
 
@@ -20,7 +22,31 @@ from sim.cli.whatif import whatif
 from sim.errors import UserError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _ReaderGoneError(Exception):
+    """The reader of our output (head, less) has gone."""
+
+
+@contextlib.contextmanager
+def _reader_gone() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise _ReaderGoneError from None
+
+
+class _Commands(click.Group):
+    """The commands; click would end with exit code 1 where the reader has gone."""
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        with _reader_gone():  # --help prints there
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _reader_gone():
+            return super().invoke(ctx)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="tracesim", prog_name="tracesim")
 def cli() -> None:
     """How long will this training step take on that machine, and does it fit?"""
@@ -39,9 +65,8 @@ def main(args: Sequence[str] | None = None) -> None:
         click.echo(error.format_message())
     except click.Abort:
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has gone: nothing more to say, and nothing to complain of.
-        _no_more_output()
+    except (_ReaderGoneError, BrokenPipeError):
+        _no_more_output()  # nothing more to say, and nothing to complain of
     except OSError as error:
         if error.filename is not None:  # a file, not our output: a mistake of ours
             raise

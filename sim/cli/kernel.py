@@ -6,10 +6,9 @@ from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
 
 from sim.cli import options
-from sim.cli.telling import tell_result
+from sim.cli.telling import printer, tell_result
 from sim.errors import UserError
 
 
@@ -40,4 +39,4 @@ def kernel(
     profile = load_device(device)
     found = kernel_rows(op, read_shapes(shapes, op) if shapes is not None else [given], dtype, profile, strict)
     content = msgspec.json.format(msgspec.json.encode(KernelRows(found)), indent=2) + b"\n"
-    tell_result(content, json_out, lambda: show(found, Console()))
+    tell_result(content, json_out, lambda: show(found, printer()))

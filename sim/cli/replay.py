@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 import msgspec
-from rich.console import Console
 
 from sim.cli import options
-from sim.cli.telling import progress, tell_result
+from sim.cli.telling import printer, progress, tell_result
 from sim.errors import UserError
 from sim.place.place import place
 from sim.replay.allocator.config import AllocatorConfig, parse_alloc_conf
@@ -78,7 +77,7 @@ def replay(
     with progress() as tell:
         timeline, told = _replay(asked, tell)
         _write_files(timeline, timeline_out, memory_plot, tell)
-    tell_result(summary.encode(told), json_out, lambda: text.render_summary(told, Console(soft_wrap=False)))
+    tell_result(summary.encode(told), json_out, lambda: text.render_summary(told, printer()))
 
 
 class _Asked(NamedTuple):

@@ -13,10 +13,29 @@ from rich.console import Console
 from sim.cli.options import STANDARD_OUTPUT
 from sim.files import write_whole
 
+LEAST_WIDTH = 80  # columns: in less a table's numbers would be cut; a narrower terminal wraps its lines
+
+
+class _Printer(Console):
+    """Prints to standard output; that its reader (head, less) has gone is the command's to answer, as everywhere."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704 - rich calls this while it handles the BrokenPipeError
+
+
+def printer() -> Console:
+    """Where results for people go."""
+    console = _Printer(soft_wrap=False)
+    console.width = max(console.width, LEAST_WIDTH)
+    return console
+
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
     """A line on stderr that says what is being done, on a terminal only."""
+    if sys.stderr is None:  # closed before we began
+        yield lambda _: None
+        return
     with Console(stderr=True).status("starting") as status:
         yield status.update
 

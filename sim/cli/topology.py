@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from sim.cli import options
+from sim.cli.telling import printer
 from sim.pictures import DRAWINGS
 
 
@@ -22,9 +22,10 @@ def topology(name_or_file: str, settings: Sequence[str], plot: Path | None) -> N
     from sim.topology.show import show
 
     machine = load_topology(name_or_file, options.assignments(settings))
-    show(machine, Console())
     if plot is not None:
         from sim.topology.plot import plot as draw
 
         draw(machine, plot)
+    show(machine, printer())
+    if plot is not None:
         click.echo(f"drawn to {plot}")

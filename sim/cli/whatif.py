@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
-from rich.console import Console
 
 from sim.cli import options
-from sim.cli.telling import progress, tell_result
+from sim.cli.telling import printer, progress, tell_result
 from sim.errors import UserError
 from sim.place.captured import AS_CAPTURED
 from sim.replay.allocator.config import parse_alloc_conf
@@ -128,7 +127,7 @@ def _vary(
         if plot is not None:
             variants_plot.write_plot(answer.told, plot)
     told = answer.told
-    tell_result(variants.encode(told), json_out, lambda: variants_text.render_what_if(told, Console(soft_wrap=False)))
+    tell_result(variants.encode(told), json_out, lambda: variants_text.render_what_if(told, printer()))
 
 
 def _solve(asked: _Asked, path: str, target: str, json_out: str | None) -> None:
@@ -140,4 +139,4 @@ def _solve(asked: _Asked, path: str, target: str, json_out: str | None) -> None:
         graph = asked.graph(tell)
         alone = asked.one_gpu(tell) if wanted.measure == "scaling" else None
         told = solve(graph, asked.topology, asked.settings, path, wanted, asked.gpus, asked.rules, tell, alone)
-    tell_result(variants.encode(told), json_out, lambda: variants_text.render_solution(told, Console(soft_wrap=False)))
+    tell_result(variants.encode(told), json_out, lambda: variants_text.render_solution(told, printer()))
