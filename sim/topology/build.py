@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import networkx as nx
@@ -117,23 +118,25 @@ def _links(
     links: list[Link] = []
     for cls in sorted(file.links):
         model = file.links[cls]
+        drawn: Counter[tuple[str, str]] = Counter()
         for place, pair in enumerate(model.between):
             pairs, problem = names.expand(pair)
             if problem:
                 problems.append(f"links.{cls}.between[{place}]: {problem}")
-            links += [_link(cls, model, a, b) for a, b in pairs if model.enabled]
+            drawn.update((min(ends, key=natural), max(ends, key=natural)) for ends in pairs)
+        links += [_link(cls, model, a, b, times) for (a, b), times in drawn.items() if model.enabled]
     return tuple(sorted(links, key=lambda k: (k.cls, natural(k.a), natural(k.b))))
 
 
-def _link(cls: str, model: LinkClass, a: str, b: str) -> Link:
-    first, second = sorted((a, b), key=natural)
+def _link(cls: str, model: LinkClass, a: str, b: str, times: int) -> Link:
+    """Links of one class between two nodes are one, so many times as wide: everything crosses them together."""
     return Link(
         cls=cls,
         kind=model.kind,
-        a=first,
-        b=second,
-        bandwidth_gb_s=model.bandwidth_gb_s,
-        nccl_gb_s=model.nccl_gb_s or model.bandwidth_gb_s,
+        a=a,
+        b=b,
+        bandwidth_gb_s=model.bandwidth_gb_s * times,
+        nccl_gb_s=(model.nccl_gb_s or model.bandwidth_gb_s) * times,
         latency_us=model.latency_us,
         duplex=model.duplex,
         p2p_both_ways=model.p2p_both_ways,

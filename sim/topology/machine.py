@@ -150,12 +150,8 @@ class Machine:
 
     @cached_property
     def capacities(self) -> dict[str, float]:
-        """Bytes a nanosecond of every lane, by name; parallel links of one class between two nodes add up."""
-        rates: dict[str, float] = {}
-        for link in self.links:
-            for lane in sorted({link.lane(link.a), link.lane(link.b)}):
-                rates[lane] = rates.get(lane, 0.0) + link.bandwidth_gb_s
-        return rates
+        """Bytes a nanosecond of every lane, by name."""
+        return {lane: link.bandwidth_gb_s for link in self.links for lane in (link.lane(link.a), link.lane(link.b))}
 
     @cached_property
     def _gpu_names(self) -> frozenset[str]:

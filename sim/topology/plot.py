@@ -114,9 +114,10 @@ def _draw_link(axes: Any, link: Link, spots: dict[str, Spot], colour: str) -> No
 def _legend(machine: Machine, colours: dict[str, str]) -> list[Line2D]:
     handles = []
     for cls, alike in groupby(machine.links, key=lambda link: link.cls):
-        link = next(alike)
+        links = list(alike)
+        link, rates = links[0], sorted({each.bandwidth_gb_s for each in links})
         way = "a direction" if link.duplex == "full" else "both ways together"
         name = cls if cls == link.kind else f"{cls} ({link.kind})"
-        label = f"{name}: {link.bandwidth_gb_s:g} GB/s {way}"
+        label = f"{name}: {' or '.join(f'{rate:g}' for rate in rates)} GB/s {way}"
         handles.append(Line2D([], [], color=colours[cls], linewidth=_WIDTHS[link.kind], label=label))
     return handles

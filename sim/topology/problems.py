@@ -35,7 +35,7 @@ def _problem(e: dict[str, object], model: type[BaseModel]) -> str:
         return f"{path}: {message}" if path else message
     rule = _RULES.get(kind)
     if rule:
-        limit = next(iter(ctx.values()), "")
+        limit = ctx.get("max_length", next(iter(ctx.values()), ""))
         limit = f"{limit:g}" if isinstance(limit, float) else limit
         return f"{path}: {rule.format(limit)}, found {_short(given)}"
     return f"{path}: {str(e['msg'])[:1].lower()}{str(e['msg'])[1:]}, found {_short(given)}"
@@ -59,6 +59,7 @@ _RULES = {
     "model_type": "must be a mapping of keys",
     "dict_type": "must be a mapping of keys",
     "too_short": "must hold something",
+    "too_long": "must hold {} at most",
     "tuple_type": "must be a list",
     "list_type": "must be a list",
 }

@@ -6,6 +6,7 @@ that exist, GPUs that can be reached) are checked when the machine is built.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -18,7 +19,20 @@ LinkKind = Literal["pcie", "nvlink", "smp", "memory", "network"]
 # A slip of the keyboard (count: 1e16) must be an error of its line, not hours of building.
 GroupCount = Annotated[int, Field(gt=0, le=1024)]
 MAX_GPUS = 16_384
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$")]
+
+
+def _written_as(pattern: str, form: str) -> AfterValidator:
+    """Text of one form, told in words where it is of another."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"must be {form}, found {text!r}")
+        return text
+
+    return AfterValidator(check)
+
+
+Name = Annotated[str, _written_as(r"[A-Za-z][A-Za-z0-9_.-]*", "a letter, then letters, digits, _, . or -")]
 
 
 class Devices(FileModel):
@@ -119,7 +133,7 @@ def allowed(value: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
 class NcclSettings(FileModel):
     """NCCL's version and environment on this machine, the latter by the names NCCL uses."""
 
-    version: Annotated[str, Field(pattern=r"^2\.\d+(\.\d+)*$")] = "2.28"
+    version: Annotated[str, _written_as(r"2\.\d+(\.\d+)*", "a version such as 2.18 or 2.18.3")] = "2.28"
 
     NCCL_ALGO: Annotated[str, AfterValidator(lambda v: _choice(v, _ALGORITHMS))] | None = None
     NCCL_PROTO: Annotated[str, AfterValidator(lambda v: _choice(v, _PROTOCOLS))] | None = None

@@ -93,14 +93,14 @@ LINK_HEAD = ("class", "kind", "links", "GB/s a direction", "us", "duplex", "sour
 
 
 def link_rows(machine: Machine) -> list[Row]:
-    """One row a class of links."""
+    """One row a class of links, and one more for those of it that are several times as wide."""
+    found: dict[tuple[str, float], list[Link]] = {}
+    for link in machine.links:
+        found.setdefault((link.cls, link.bandwidth_gb_s), []).append(link)
     rows: list[Row] = []
-    for cls, alike in groupby(machine.links, key=lambda link: link.cls):
-        links = list(alike)
+    for (cls, rate), links in sorted(found.items()):
         one = links[0]
-        rows.append(
-            (cls, one.kind, str(len(links)), f"{one.bandwidth_gb_s:g}", f"{one.latency_us:g}", one.duplex, one.source)
-        )
+        rows.append((cls, one.kind, str(len(links)), f"{rate:g}", f"{one.latency_us:g}", one.duplex, one.source))
     return rows
 
 

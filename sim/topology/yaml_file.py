@@ -78,14 +78,15 @@ def read_named(kind: str, name: str, folder: str) -> tuple[str, str]:
     known = shipped_names(folder)
     path = Path(name)
     is_path = path.name != name or name.endswith(SUFFIXES)
-    if is_path and path.is_file():
+    there = bool(name) and path.exists() and not path.is_dir()  # also a pipe, as <(a command) is
+    if is_path and there:
         return _read_text(path), name
     if bare in known:
         shipped = _shipped_folder(folder) / f"{bare}.yaml"
         return shipped.read_text(encoding="utf-8"), bare
-    if path.is_file():
+    if there:
         return _read_text(path), name
-    if path.is_dir() or path.name != name:
+    if name and (path.is_dir() or path.name != name):
         problem = "is a folder" if path.is_dir() else "no such file"
         raise InputError(name, f"{problem}; give a YAML file or a shipped {kind} ({', '.join(known)})")
     raise UnknownNameError(kind, name, known, "a file's path works too")

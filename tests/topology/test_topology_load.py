@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -94,11 +95,37 @@ def test_three_mistakes_are_told_at_once(tmp_path: Path) -> None:
         ("name: two", "name: two\nname: three", "line 3: not valid YAML: the key 'name' stands twice"),
         ("nodes:", "nodes: [", "not valid YAML"),
         ("links:", "link:", "link: unknown key (did you mean 'links'?)"),
+        (
+            "[[gpu, cpu]]",
+            "[[gpu, cpu, cpu]]",
+            "links.pcie.between[0]: must hold 2 at most, found ['gpu', 'cpu', 'cpu']",
+        ),
+        ("id: cpu", "id: 1cpu", "nodes[0].id: must be a letter, then letters, digits, _, . or -, found '1cpu'"),
+        (
+            "nodes:",
+            'nccl: {version: "3.1"}\nnodes:',
+            "nccl.version: must be a version such as 2.18 or 2.18.3, found '3.1'",
+        ),
     ],
 )
 def test_each_mistake_is_named_with_its_place(tmp_path: Path, old: str, new: str, told: str) -> None:
     assert old in GOOD
     assert told in refused(tmp_path, GOOD.replace(old, new, 1))
+
+
+def test_ends_of_a_group_whose_count_is_wrong_are_no_mistake_of_their_own(tmp_path: Path) -> None:
+    text = GOOD.replace("count: 2", "count: 1e9").replace("[[gpu, cpu]]", "[[gpu0, cpu0], [gpu1, cpu0]]")
+    assert refused(tmp_path, text) == f"{tmp_path / 'machine.yaml'}: devices.count: must be a whole number, found '1e9'"
+
+
+def test_a_pipe_is_read_as_a_file_is(tmp_path: Path) -> None:
+    read, write_end = os.pipe()
+    os.write(write_end, GOOD.encode())
+    os.close(write_end)
+    assert load_topology(f"/dev/fd/{read}").name == "two"
+    os.close(read)
+    with pytest.raises(UnknownNameError, match="unknown topology ''"):
+        load_topology("")
 
 
 @pytest.mark.parametrize("text", ["", "3", "- a", "a: b", "\0", "!!python/object:os.system {}", "&a [*a]"])

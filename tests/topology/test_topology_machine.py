@@ -10,7 +10,7 @@ from rich.console import Console
 from sim.errors import InputError
 from sim.topology import Machine, load_topology, shipped_topologies
 from sim.topology.plot import place_nodes, plot
-from sim.topology.show import show
+from sim.topology.show import link_rows, show
 
 PAIRS = """
 name: pairs
@@ -52,6 +52,19 @@ def test_lanes_have_each_directions_rate(tmp_path: Path) -> None:
     half = machine(tmp_path, PAIRS.replace("bandwidth_gb_s: 20,", "bandwidth_gb_s: 20, duplex: half,"))
     assert half.capacities["socket:cpu0-cpu1"] == 20
     assert half.route("gpu0", "gpu2").lanes[1] == half.route("gpu2", "gpu0").lanes[1] == "socket:cpu0-cpu1"
+
+
+def test_links_drawn_twice_are_one_link_twice_as_wide(tmp_path: Path) -> None:
+    # Three bridges of 56.25 join gpu0 and gpu1, in either order: 168.75 GB/s, for routes, lanes and NCCL.
+    m = machine(tmp_path, PAIRS.replace("[[gpu0, gpu1],", "[[gpu0, gpu1], [gpu1, gpu0], [gpu0, gpu1],"))
+    (bridge,) = (link for link in m.links if link.name == "bridge:gpu0-gpu1")
+    assert (bridge.bandwidth_gb_s, bridge.nccl_gb_s) == (168.75, 168.75)
+    assert m.route("gpu0", "gpu1").bandwidth_gb_s == m.capacities["bridge:gpu1>gpu0"] == 168.75
+    assert m.route("gpu2", "gpu3").bandwidth_gb_s == 56.25
+    assert [row[:4] for row in link_rows(m)[:2]] == [
+        ("bridge", "nvlink", "1", "56.25"),
+        ("bridge", "nvlink", "1", "168.75"),
+    ]
 
 
 def test_host_copies_go_to_the_nearest_socket(tmp_path: Path) -> None:
