@@ -215,10 +215,13 @@ def _on_this_host(machine: Machine, ask: Ask, modelled: Cost, reading: Reading, 
     was = cost(before, *choose(before))
     ratio = modelled.transfer_us / was.transfer_us if was.transfer_us else 1.0
     latency = max(reading.latency_us + modelled.latency_us - was.latency_us, 0.0)
-    if abs(ratio - 1) < 1e-9 and abs(latency - reading.latency_us) < 1e-9:
-        return replace(reading, note=f"{reading.note}; no ring uses what was changed")
-    scaled = f"{reading.note}; its transfer scaled by {ratio:.3g} for what was changed (bound by {modelled.bound})"
-    return replace(reading, latency_us=latency, transfer_us=reading.transfer_us * ratio, note=scaled, own=False)
+    added = latency - reading.latency_us
+    told = [] if abs(ratio - 1) < 1e-9 else [f"its transfer scaled by {ratio:.3g}"]
+    told += [] if abs(added) < 1e-9 else [f"its latency {added:+.3g} us"]
+    if not told:
+        return replace(reading, note=f"{reading.note}; what was changed makes no difference to it")
+    note = f"{reading.note}; {' and '.join(told)} for what was changed (bound by {modelled.bound})"
+    return replace(reading, latency_us=latency, transfer_us=reading.transfer_us * ratio, note=note, own=False)
 
 
 def _host_ns(machine: Machine) -> int:
@@ -261,7 +264,7 @@ def plan_transfers(machine: Machine, transfers: Iterable[Transfer]) -> Collectiv
     protocol: tables.Protocol = "ll" if largest <= tables.P2P_LL_BYTES else "simple"
     wire = 1 / tables.RING_LL_SHARE if protocol == "ll" and not plain else 1.0
     transfer, bound = _busiest(machine, moves)
-    latency = max(_send_latency(route, protocol, plain=plain) for route, _ in moves)
+    latency = max(_send_latency(machine, route, protocol, plain=plain) for route, _ in moves)
     bytes_on: dict[str, float] = {}
     for route, size in moves:
         for lane in route.lanes:
@@ -295,8 +298,10 @@ def _busiest(machine: Machine, moves: list[tuple[Route, float]]) -> tuple[float,
     return max((amount / rates[lane] / 1e3, lane) for lane, amount in link_demand(moves).items())
 
 
-def _send_latency(route: Route, protocol: tables.Protocol, *, plain: bool) -> float:
-    return route.latency_us if plain else tables.BASE_US["ring"][protocol] + hop_us(route.path, protocol)
+def _send_latency(machine: Machine, route: Route, protocol: tables.Protocol, *, plain: bool) -> float:
+    if plain:
+        return route.latency_us
+    return tables.BASE_US["ring"][protocol] + max(hop_us(route.path, protocol) + machine.added_latency_us(route), 0.0)
 
 
 # The textbook ring ----------------------------------------------------------------------------------------------

@@ -25,12 +25,15 @@ class Reading:
 
 
 def read_curve(machine: Machine, kind: str, nbytes: int, ranks: int) -> Reading | None:
-    """The measured time for as many ranks or, by steps, for fewer; None where no curve tells.
+    """The measured time for as many ranks or, by steps, for fewer; None where no curve tells, as where another library
+    than the measured one is asked for.
 
     Ring collectives of r ranks take a number of equal steps, each moving 1/r of the tensor one hop on.  So a step of
     a given piece costs the same with 2 ranks as with 8: T_2(n) = steps_2 / steps_8 x T_8(n x 8 / 2).  The smallest
     time of the curve is the host's and the launch's, which fewer ranks do not shorten.
     """
+    if machine.baseline is not None and machine.baseline.collectives.library != machine.collectives.library:
+        return None
     curves = [c for c in machine.collectives.measured if c.kind == kind and c.ranks >= ranks]
     if not curves:
         return None

@@ -49,6 +49,15 @@ class Ask:
         )
 
     @cached_property
+    def added_us(self) -> float:
+        """What a change of the links' latency adds to a hop, averaged over the ring.
+
+        NCCL's hop latencies stand for the links as the machine's file has them: only a change of these can be told.
+        """
+        hops = self.rings.hops
+        return sum(self.machine.added_latency_us(hop) for hop in hops) / len(hops)
+
+    @cached_property
     def capabilities(self) -> frozenset[tuple[int, int]]:
         return frozenset(profile.capability for profile in {id(g.profile): g.profile for g in self.gpus}.values())
 
@@ -212,10 +221,13 @@ def cost(ask: Ask, algorithm: Algorithm, protocol: Protocol) -> Cost:
     if algorithm == "nvls":
         # Out of each GPU go its own data, read by the others' reductions, and 1/r of the result, to all at once.
         crossing = ask.nbytes * (1 + 1 / ask.ranks)
-        return Cost(_expected_latency(ask, algorithm, protocol), crossing / (bus * tables.NVLS_SHARE) / 1e3, lane)
+        latency = _expected_latency(ask, algorithm, protocol) + ask.added_us
+        return Cost(latency, crossing / (bus * tables.NVLS_SHARE) / 1e3, lane)
     if algorithm == "tree":
         rate = _tree_bus(ask, protocol, bus) / 2 * _correction(protocol, ask.nbytes)
-        return Cost(_expected_latency(ask, algorithm, protocol), ask.nbytes / rate / 1e3, lane)
+        turns = 2 * (ask.ranks / ask.rings.hosts - 1 + int(log2(ask.rings.hosts)))
+        latency = _expected_latency(ask, algorithm, protocol) + turns * ask.added_us
+        return Cost(max(latency, 0.0), ask.nbytes / rate / 1e3, lane)
     if protocol == "ll":
         return _ll_cost(ask, lane, bus)
     if protocol == "ll128":
@@ -233,7 +245,8 @@ def _turns(ask: Ask, *, received: bool = True) -> float:
 def _mean_hop(ask: Ask, protocol: Protocol) -> float:
     """Latency of a hop, averaged over the ring: data pass every hop in turn."""
     paths = ask.rings.paths
-    return sum(count * hop_us(path, protocol) for path, count in paths.items()) / sum(paths.values())
+    mean = sum(count * hop_us(path, protocol) for path, count in paths.items()) / sum(paths.values())
+    return max(mean + ask.added_us, 0.0)
 
 
 def hop_us(path: PathClass, protocol: Protocol) -> float:

@@ -23,6 +23,7 @@ from sim.report.variants import Bound, LedgerLine, NextBound, Solution, Value, V
 from sim.units import GIB
 
 MOST_LINES = 8
+_LONGEST_VALUE = 40  # characters: a whole measured curve is one value too
 # Changes below this are not shown as lines of a ledger: two decimals would print them as nothing.
 _SMALLEST_MS = 0.005
 _PARTS = {
@@ -125,10 +126,11 @@ def below(low: float | None, high: float | None, form: str) -> str:
 
 
 def value_text(value: Value) -> str:
-    """A value as a user would type it; a dash where the base has no such path."""
+    """A value as a user would type it, a long one cut; a dash where the base has no such path."""
     if value is None:
         return "-"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
 
 
 def title(row: Variant) -> str:

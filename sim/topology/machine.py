@@ -275,6 +275,17 @@ class Machine:
         out, back = self.route(a, memory), self.route(memory, b)
         return Route((*out.hops, *back.hops), self.route(a, b).path, via_host=True)
 
+    # Changes ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _latency_before(self) -> dict[str, float]:
+        return {link.name: link.latency_us for link in (self.baseline or self).links}
+
+    def added_latency_us(self, route: Route) -> float:
+        """What overrides added to the latency of the route's links (below 0: took away); 0 for links that are new."""
+        before = self._latency_before
+        return sum(link.latency_us - before.get(link.name, link.latency_us) for link in route.links)
+
     # Peers ------------------------------------------------------------------------------------------------------
 
     def gpu(self, name: str) -> Gpu:

@@ -16,6 +16,7 @@ from sim.units import MIB
 
 WIDTH = 100
 _MATRIX_LIMIT = 16
+_LONGEST_VALUE = 60
 
 Row = tuple[str, ...]
 
@@ -31,7 +32,7 @@ def _parts(machine: Machine) -> Iterator[RenderableType]:
     for remark in machine.remarks:
         yield Text(f"note: {remark}", style="yellow")
     for change in machine.changes:
-        yield Text(f"changed: {change.path} from {change.before} to {change.after}", style="yellow")
+        yield Text(f"changed: {change.path} from {_cut(change.before)} to {_cut(change.after)}", style="yellow")
     yield table("Devices", DEVICE_HEAD, device_rows(machine))
     if machine.links:
         yield table("Links", LINK_HEAD, link_rows(machine))
@@ -41,6 +42,12 @@ def _parts(machine: Machine) -> Iterator[RenderableType]:
         yield table("Pair bandwidth, derived from the links", PAIR_HEAD, pair_rows(machine))
     if machine.collectives.measured:
         yield table("Measured collectives", CURVE_HEAD, curve_rows(machine))
+
+
+def _cut(value: object) -> str:
+    """A whole measured curve is one value too."""
+    text = str(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
 
 
 def table(title: str, head: Row, rows: list[Row]) -> Table:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import NamedTuple
 
-from sim.ops import Collective, DeviceOp, HostCall
+from sim.ops import Collective, DeviceOp, HostCall, Op
 from sim.place.placement import Costs, Flow
+from sim.replay.critical import Part
 from sim.report.variants import Bound
 from sim.units import format_ns
 from sim.whatif.outcome import Outcome, bounding_classes, collective_label, link_class
@@ -29,16 +31,32 @@ def why_unchanged(base: Outcome, row: Outcome, bound: Bound, paths: Sequence[str
 # Durations changed, the step did not --------------------------------------------------------------------------------
 
 
-def _not_felt(touched: dict[tuple[int, int], int], base: Outcome, row: Outcome, bound: Bound) -> str:
+class _Change(NamedTuple):
+    """By how many nanoseconds an operation itself, the stream's turn before it and its launch latency differ."""
+
+    itself: int
+    gap: int
+    launch: int
+
+
+def _not_felt(touched: dict[tuple[int, int], _Change], base: Outcome, row: Outcome, bound: Bound) -> str:
     """What changed, where it is, and what decides the step all the same."""
     rank = min(rank for rank, _ in touched)
-    own = {op: ns for (r, op), ns in touched.items() if r == rank}
-    total = sum(own.values())
-    on_path = {(segment.rank, segment.op) for told in (base, row) for path in told.paths for segment in path}
-    felt = sum(ns for key, ns in touched.items() if key in on_path) / len(row.paths)
+    own = {op: change for (r, op), change in touched.items() if r == rank}
+    total = sum(sum(change) for change in own.values())
+    on_path = {(s.rank, s.op, s.part) for told in (base, row) for path in told.paths for s in path}
+    parts = {key: touched[key[:2]] for key in on_path if key[:2] in touched}
+    felt = sum(_of_part(change, part) for (_, _, part), change in parts.items()) / len(row.paths)
     where = f"only {format_ns(abs(felt))} a step of it is" if felt else "none of it is"
     what = f"{_named(row, rank, list(own))} take {format_ns(abs(total))} {'more' if total > 0 else 'less'} a rank"
     return f"{what}, but {where} on the critical path: {decides(bound)}"
+
+
+def _of_part(change: _Change, part: Part) -> int:
+    """What of a change a segment of the path can feel."""
+    if part == "contention":  # what it takes beyond its time alone
+        return 0
+    return change.gap if part == "gap" else change.launch if part == "launch" else change.itself
 
 
 def decides(bound: Bound) -> str:
@@ -60,29 +78,32 @@ def _named(row: Outcome, rank: int, ops: Sequence[int]) -> str:
     return f"{told} and {rest} more operations" if rest else told
 
 
-def _touched(base: Outcome, row: Outcome) -> dict[tuple[int, int], int]:
-    """(rank, op) of each operation whose time alone differs, and by how many nanoseconds."""
+def _touched(base: Outcome, row: Outcome) -> dict[tuple[int, int], _Change]:
+    """(rank, op) of each operation whose time alone differs, and by how much."""
     if base.graph is not row.graph:
         return {}
-    found: dict[tuple[int, int], int] = {}
-    known: dict[tuple[int, int], dict[int, int]] = {}
+    found: dict[tuple[int, int], _Change] = {}
+    known: dict[tuple[int, int], dict[int, _Change]] = {}
     for was, now in zip(base.placement.ranks, row.placement.ranks, strict=True):
         key = (id(was.costs), id(now.costs))
         if key not in known:
             ops = base.graph.programs[was.program].ops
-            known[key] = {
-                i: change
-                for i, change in enumerate(_changes(was.costs, now.costs))
-                if change and isinstance(ops[i], DeviceOp | HostCall)
-            }
+            known[key] = {i: change for i, change in _changes(was.costs, now.costs, ops) if any(change)}
         found.update({(now.rank, i): change for i, change in known[key].items()})
     return found
 
 
-def _changes(was: Costs, now: Costs) -> Iterator[int]:
-    pairs = zip(was.duration_ns, now.duration_ns, was.gap_ns, now.gap_ns, was.lag_ns, now.lag_ns, strict=True)
-    for duration, new_duration, gap, new_gap, lag, new_lag in pairs:
-        yield new_duration - duration or new_gap - gap or new_lag - lag
+def _changes(was: Costs, now: Costs, ops: Sequence[Op]) -> Iterator[tuple[int, _Change]]:
+    for i, op in enumerate(ops):
+        if isinstance(op, DeviceOp | HostCall):
+            launch = _latency(now, i, op) - _latency(was, i, op)
+            yield i, _Change(now.duration_ns[i] - was.duration_ns[i], now.gap_ns[i] - was.gap_ns[i], launch)
+
+
+def _latency(costs: Costs, i: int, op: DeviceOp | HostCall) -> int:
+    """From the end of the launching call: a longer call delays what it launches, but is itself what takes longer."""
+    launch = getattr(op, "launch", None)
+    return costs.lag_ns[i] - (0 if launch is None else min(costs.lag_ns[i], costs.duration_ns[launch]))
 
 
 # No duration changed -------------------------------------------------------------------------------------------------

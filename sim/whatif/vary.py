@@ -34,7 +34,7 @@ def parse(given: Sequence[str]) -> tuple[Varied, ...]:
     found: dict[str, Varied] = {}
     for text in given:
         path, equals, listed = text.partition("=")
-        values = tuple(dict.fromkeys(value.strip() for value in listed.split(",")))
+        values = tuple(dict.fromkeys(value.strip() for value in _listed(listed)))
         if not (path and equals) or values == ("",):
             raise UserError(
                 f"--vary {text!r}: no values; write PATH=V1,V2,..., as in links.pcie.bandwidth_gb_s=8,16,32"
@@ -50,6 +50,18 @@ def parse(given: Sequence[str]) -> tuple[Varied, ...]:
     if count > MOST_ROWS:
         raise UserError(f"--vary asks for {count} combinations; at most {MOST_ROWS}: give fewer values")
     return tuple(found.values())
+
+
+def _listed(text: str) -> list[str]:
+    """The values between the commas; those inside brackets and braces belong to a value: ``[[gpu, cpu0]]``."""
+    values, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth <= 0:
+            values.append("")
+        else:
+            values[-1] += letter
+    return values
 
 
 def base_machine(topology: str, settings: Mapping[str, str], varied: Sequence[Varied]) -> Made:
@@ -86,4 +98,15 @@ def machines(topology: str, settings: Mapping[str, str], varied: Sequence[Varied
 
 
 def _plain(value: object) -> Value:
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    """A value as it is; a list or mapping as a user would type it: ``[[gpu, cpu]]``."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return _typed(value)
+
+
+def _typed(value: object) -> str:
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_typed(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_typed, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)

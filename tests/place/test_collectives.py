@@ -432,7 +432,26 @@ def test_a_link_that_bounds_nothing_changes_nothing_and_says_so() -> None:
     base = plan(load_topology("a5000x8"), "all_reduce", 64 * MIB, tuple(range(8)))
     wide = plan(load_topology("a5000x8", {"links.socket.bandwidth_gb_s": 80}), "all_reduce", 64 * MIB, tuple(range(8)))
     assert replace(wide, note="") == replace(base, note="")
-    assert "no ring uses what was changed" in wide.note
+    assert "what was changed makes no difference to it" in wide.note
+
+
+def test_a_change_of_a_links_latency_is_one_of_every_hop_over_it() -> None:
+    # Every hop of these rings crosses two PCIe links: 2 us more a link are 4 us more a hop.  LL of 8 ranks waits
+    # for 15 turns of one hop each: 60 us on top of what was measured; a send takes one.
+    slower = {"links.pcie.latency_us": 3}
+    eight, two = tuple(range(8)), (0, 1)
+    base, slow = (plan(load_topology("a5000x8", changed), "all_reduce", 1024, eight) for changed in ({}, slower))
+    crossings = [len(load_topology("a5000x8").transfer_route(f"gpu{a}", f"gpu{(a + 1) % 8}", 8).hops) for a in eight]
+    assert sorted(set(crossings)) == [2, 3]  # and between the sockets a third link, which is as it was
+    assert slow.ns - base.ns == pytest.approx(60_000, rel=0.02)
+    assert "its latency +60 us for what was changed" in slow.note
+    base, slow = (plan(load_topology("a5000x4", changed), "send", 1024, two) for changed in ({}, slower))
+    assert slow.ns - base.ns == 4000
+
+
+def test_a_curve_tells_nothing_of_another_library() -> None:
+    made = plan(load_topology("a5000x8", {"collectives.library": "gloo"}), "all_reduce", 64 * MIB, tuple(range(8)))
+    assert (made.source, made.protocol, made.note) == ("roofline", "tcp", "")
 
 
 def test_a_changed_link_changes_the_model_in_proportion() -> None:

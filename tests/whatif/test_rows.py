@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.errors import UserError
 from sim.graph import OpGraph
+from sim.ops import HostCall, Kernel
 from sim.replay import engine
 from sim.replay.folding import unfolded
 from sim.report.variants import LedgerLine, Variant, WhatIf
@@ -127,6 +129,22 @@ def test_communication_behind_compute_is_not_felt(tmp_path: Path) -> None:
     assert "only 2.04 us a step of it is on the critical path: compute decides the step" in row.unchanged_because
 
 
+def test_calls_behind_compute_are_told_once_and_felt_where_the_first_kernel_waits(tmp_path: Path) -> None:
+    # Eight calls of op_us each launch eight kernels: 5 us less a call are 40 us less, of which the step of 80 ms
+    # feels the first call's alone.  The kernels begin so much sooner after their calls began, and wait for each other.
+    graph = layered(1, layers=4, nbytes=0)
+    ops = tuple(
+        msgspec.structs.replace(op, measured_ns=None) if isinstance(op, HostCall) and op.name.startswith("launch")
+        else msgspec.structs.replace(op, lag_ns=None) if isinstance(op, Kernel) else op
+        for op in graph.programs[0].ops
+    )  # fmt: skip
+    unmeasured = msgspec.structs.replace(graph, programs=(msgspec.structs.replace(graph.programs[0], ops=ops),))
+    (row,) = tried(unmeasured, ring_machine(tmp_path, 2), "host.op_us=10").rows
+    assert row.unchanged_because is not None
+    assert "4 launch backward and 4 launch forward take 40.00 us less a rank" in row.unchanged_because
+    assert "only 5.00 us a step of it is on the critical path: compute decides the step" in row.unchanged_because
+
+
 # Laws ---------------------------------------------------------------------------------------------------------------
 
 
@@ -167,6 +185,13 @@ def test_whole_topologies() -> None:
 def test_a_path_that_only_another_topology_has() -> None:
     given = vary.parse(["topology=a5000x2-bridged", "links.bridge.bandwidth_gb_s=40"])
     assert vary.base_machine("a5000x2", {}, given).values["links.bridge.bandwidth_gb_s"] is None
+
+
+def test_a_list_is_one_value_and_told_as_it_is_typed() -> None:
+    given = vary.parse(["links.pcie.between=[[gpu,cpu0]],[[gpu, cpu]]"])
+    assert given[0].values == ("[[gpu,cpu0]]", "[[gpu, cpu]]")
+    told = [made.values for made in vary.machines("a5000x8", {}, given)]
+    assert told == [{"links.pcie.between": "[[gpu, cpu0]]"}, vary.base_machine("a5000x8", {}, given).values]
 
 
 @pytest.mark.parametrize(
