@@ -250,7 +250,8 @@ def render_solution(told: Solution, console: Console) -> None:
             Text(f"  {told.measure} {told.reached:.4g} there; {told.base_measure:.4g} at {told.base_value:g}")
         )
     else:
-        console.print(Text(f"No value of {told.path} reaches {target}", style="bold red"))
+        none = "No value" if told.monotone else "No value tried"
+        console.print(Text(f"{none} of {told.path} reaches {target}", style="bold red"))
         console.print(Text(f"  the best is {told.measure} {told.reached:.4g}, at {told.limit_value:.4g}"))
         if told.measure == "speedup":
             console.print(Text(f"  (against this job on the base; against one GPU: --target scaling={told.target:g})"))
@@ -258,7 +259,7 @@ def render_solution(told: Solution, console: Console) -> None:
     _indented(f"{ms_text(told.step_ms)} ms a step, {bounded}", console)
     if not told.monotone:
         warning = "what was tried does not move one way only: other values may reach the target too"
-        console.print(Text(f"  {warning}", style="yellow"))
+        _indented(warning, console, style="yellow")
     table = plain_table(number_column(told.path), number_column(told.measure))
     for each in sorted(told.tried, key=lambda each: each.value):
         table.add_row(f"{each.value:.4g}", f"{each.measure:.4g}")

@@ -86,11 +86,22 @@ class _Search:
     def measure(self, value: float) -> float:
         if value not in self.tried:
             self.tell(f"trying {self.path}={value:g}")
-            text = str(int(value)) if self.whole else repr(value)
-            machine = load_topology(self.topology, {**self.settings, self.path: text})
+            machine = self.machine(value)
             told = outcome(self.graph, machine, self.gpus, self.rules)
             self.tried[value] = (told, self.of(told, machine))
         return self.tried[value][1]
+
+    def machine(self, value: float) -> Machine:
+        text = str(int(value)) if self.whole else repr(value)
+        return load_topology(self.topology, {**self.settings, self.path: text})
+
+    def can_be(self, value: float) -> bool:
+        """Whether the topology may hold the value."""
+        try:
+            self.machine(value)
+        except UserError:
+            return False
+        return True
 
     def of(self, told: Outcome, machine: Machine) -> float:
         step_ms = told.summary.step_ms
@@ -166,16 +177,27 @@ def _stretch(search: _Search, base_value: float) -> tuple[float, float] | None:
     ends = {1: base_value, -1: base_value}
     for factor in _SCAN:
         for direction in sorted(ends, reverse=True):
-            value = search.rounded(base_value * factor**direction)
+            value, before = search.rounded(base_value * factor**direction), ends[direction]
+            if search.can_be(value):
+                ends[direction] = value
+            else:
+                value = _last_that_can_be(search, before, value)
+                del ends[direction]  # values end here
             try:
                 crossed = search.meets(value) != met
             except UserError:
-                del ends[direction]  # values end here
+                ends.pop(direction, None)  # or here: the job cannot run there
                 continue
             if crossed:
-                return (ends[direction], value)
-            ends[direction] = value
+                return (before, value)
     return None
+
+
+def _last_that_can_be(search: _Search, known: float, refused: float) -> float:
+    """The value next to where values end: a share ends at 1."""
+    while (middle := search.rounded(sqrt(known * refused))) not in (known, refused):
+        known, refused = (middle, refused) if search.can_be(middle) else (known, middle)
+    return known
 
 
 def _narrowed(search: _Search, a: float, b: float) -> float:

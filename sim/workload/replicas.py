@@ -89,7 +89,7 @@ def one_gpu(paths: Sequence[Path], plan: str, tell: Tell = lambda doing: None) -
     if script is not None:
         return _script_anew(msgspec.structs.replace(script, parallel=""), tell), _batches(script.parallel)
     spec = spec_of(graph)
-    if spec is None:
+    if spec is None or not _is_plan(spec.parallel):
         raise InputError(paths[0], f"has {len(graph.ranks)} ranks and does not say what one GPU would do alone")
     from sim.workload.synth import synthesize
 
@@ -102,6 +102,17 @@ def _batches(plan: str) -> int:
     from sim.workload.parallel import parse_plan
 
     return prod(size for axis, size in parse_plan(plan).axes if axis in ("dp", "fsdp"))
+
+
+def _is_plan(text: str) -> bool:
+    """A workload made by other means than ``synth`` may tell its plan in words of its own."""
+    from sim.workload.parallel import parse_plan
+
+    try:
+        parse_plan(text)
+    except UserError:
+        return False
+    return True
 
 
 def _script_anew(spec: ScriptSpec, tell: Tell) -> OpGraph:

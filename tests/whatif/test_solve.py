@@ -97,6 +97,14 @@ def test_what_is_no_target(target: str, words: str) -> None:
         parse_target(target)
 
 
+def test_the_last_value_that_can_be_is_tried_too() -> None:
+    """A share ends at 1, less than four times the 0.7625 that a5000x8 has: two cards bound by their all-reduces."""
+    told = solved(layered(2, nbytes=400 << 20), Path("a5000x8"), "speedup=1.1", "links.pcie.p2p_both_ways")
+    assert told.tried[-1].value == 1
+    assert told.value is not None and 0.7625 < told.value < 1
+    assert told.reached >= 1.1
+
+
 @pytest.mark.parametrize(
     ("path", "words"),
     [
@@ -145,6 +153,11 @@ def test_scaling_takes_the_input_or_the_step_it_was_made_from(tmp_path: Path) ->
         told.append(one_gpu([path], "" if extra else "dp=2"))
     assert told[0][1] == told[1][1] == 2
     assert told[0][0].programs == told[1][0].programs
+
+
+def test_a_workload_with_a_plan_in_words_of_its_own_does_not_say_what_one_gpu_would_do(root: Path) -> None:
+    with pytest.raises(UserError, match=r"clm-60m-x8.* has 2 ranks and does not say what one GPU would do alone"):
+        one_gpu([root / "traces" / "seed" / "clm-60m-x8.workload.json.gz"], "")
 
 
 def test_scaling_of_mixed_precision_is_against_one_gpu_that_computes_so_too(tmp_path: Path) -> None:
