@@ -179,6 +179,20 @@ def test_a_trace_without_gpu_events(refused: Callable[..., str], shared_dir: Pat
     assert "GPU" in refused("replay", file, "--topology", "as-captured")
 
 
+def test_an_unknown_command_offers_the_nearest(refused: Callable[..., str]) -> None:
+    assert "unknown command 'replya': did you mean 'replay'?" in refused("replya", "x.json")
+
+
+def test_a_trace_that_does_not_say_its_gpu_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
+    args = {"device": 0, "stream": 7, "correlation": 1}
+    kernel = {"ph": "X", "cat": "kernel", "name": "k", "pid": 0, "tid": 7, "ts": 1, "dur": 5, "args": args}
+    (tmp_path / "bare.json").write_text(json.dumps({"traceEvents": [kernel]}))
+    told = refused("replay", tmp_path / "bare.json", "--topology", "a5000x1")
+    assert (
+        "bare.json: its measured times are of 'gpu0', as the trace calls its device, which no profile describes" in told
+    )
+
+
 def test_an_unknown_topology_offers_the_nearest(refused: Callable[..., str], workload: Path) -> None:
     assert "did you mean 'a5000x8'" in refused("replay", workload, "--topology", "a5000x88")
 
@@ -228,7 +242,17 @@ def test_a_batch_of_zero(refused: Callable[..., str], tmp_path: Path) -> None:
         (["--topology", "a5000x8", "--set", "host.op_us=1e300"], "host.op_us: must be <= 1e+09"),
         (["--topology", "as-captured"], "needs a machine"),
         (["--topology", "as-captured", "--set", "a=b"], "no values to change"),
+        (
+            ["--topology", "a5000x8", "--set", "host.op_us=1", "--set", "host.op_us=2"],
+            "--set host.op_us: is there twice",
+        ),
+        (["--topology", "as-captured", "--gpus", "1"], "--gpus 1: 'as-captured' has the GPUs of the trace"),
         (["--topology", "a5000x8", "--timeline", "x.txt"], "x.txt"),
+        (["--topology", "a5000x8", "--timeline", "-"], "-: a trace file ends in .json or .json.gz"),
+        (
+            ["--topology", "a5000x8", "--timeline", "x.json", "--json", "./x.json"],
+            "two results cannot go into one file",
+        ),
         (["--topology", "a5000x8", "--timeline", "no/such/folder/x.json"], "no/such/folder"),
         (["--topology", "a5000x8", "--json", "no/such/folder/x.json"], "no/such/folder"),
         ([], "--topology"),
@@ -306,6 +330,7 @@ def test_collective_json_keeps_its_contract(run: Run) -> None:
         (["all_reduce", "--bytes", 8, "--ranks", 10**18, "--topology", "a5000x8"], "8 devices"),
         (["all_reduce", "--bytes", 8, "--ranks", -1, "--topology", "a5000x8"], "--ranks -1"),
         (["all_reduce", "--bytes", "64iB", "--ranks", 8, "--topology", "a5000x8"], "as in 1048576,64M,1GiB"),
+        (["all_reduce", "--bytes", 2**50 + 1, "--ranks", 8, "--topology", "a5000x8"], "larger than any memory"),
         (["all_reduce", "--bytes", "x", "--ranks", 8, "--topology", "a5000x8"], "--bytes 'x'"),
         (["all_reduce", "--bytes", 8, "--ranks", 8, "--topology", "as-captured"], "name a machine"),
     ],

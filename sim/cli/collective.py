@@ -10,6 +10,8 @@ from sim.cli import options
 from sim.cli.telling import printer, tell_result
 from sim.errors import UserError
 
+LARGEST_BYTES = 1 << 50
+
 
 @click.command()
 @click.argument("kind")
@@ -41,7 +43,11 @@ def collective(
     chosen = options.numbers("--gpus", gpus) or tuple(range(ranks))
     if len(chosen) != ranks:
         raise UserError(f"--gpus names {len(chosen)} GPUs for --ranks {ranks}")
-    plans = [plan(machine, kind, size, chosen) for size in options.sizes("--bytes", sizes)]
+    asked = options.sizes("--bytes", sizes)
+    beyond = next((size for size in asked if size > LARGEST_BYTES), None)
+    if beyond is not None:
+        raise UserError(f"--bytes {beyond}: larger than any memory; give at most {LARGEST_BYTES} (1 PiB)")
+    plans = [plan(machine, kind, size, chosen) for size in asked]
     rows = [
         CollectiveTimeRow(
             p.kind, p.nbytes, p.ranks, p.algorithm, p.protocol, p.call_us, p.algbw_gb_s, p.busbw_gb_s, p.note

@@ -19,7 +19,7 @@ from sim.cli.synth import synth
 from sim.cli.topology import topology
 from sim.cli.trace import trace
 from sim.cli.whatif import whatif
-from sim.errors import UserError
+from sim.errors import UnknownNameError, UserError
 
 
 class _ReaderGoneError(Exception):
@@ -40,6 +40,12 @@ class _Commands(click.Group):
     def make_context(self, *args: Any, **more: Any) -> click.Context:
         with _reader_gone():  # --help prints there
             return super().make_context(*args, **more)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            raise UnknownNameError("command", name, self.list_commands(ctx), "`tracesim --help` tells of each")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         with _reader_gone():

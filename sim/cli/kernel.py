@@ -23,7 +23,7 @@ from sim.errors import UserError
 @click.option("--columns", type=int, help="Columns of it: what a softmax or layer norm normalizes.")
 @click.option("--dtype", required=True, metavar="D", help="float32, tfloat32, float16, bfloat16, ...")
 @click.option("--device", required=True, metavar="NAME_OR_FILE", help="A shipped device profile or a YAML file.")
-@click.option("--strict", is_flag=True, help="Refuse a dtype that the device's data sheet has no rate for.")
+@click.option("--strict", is_flag=True, help="Refuse a dtype that the device's profile has no rate for.")
 @options.json_out
 def kernel(
     op: str, shapes: Path | None, dtype: str, device: str, strict: bool, json_out: str | None, **sizes: int | None

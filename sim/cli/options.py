@@ -105,8 +105,18 @@ def assignments(settings: Sequence[str]) -> dict[str, str]:
         path, equals, value = setting.partition("=")
         if not (path and equals and value):
             raise UserError(f"--set {setting!r}: write PATH=VALUE, as in links.pcie.bandwidth_gb_s=32")
+        if path in values:
+            raise UserError(f"--set {path}: is there twice; give it one value")
         values[path] = value
     return values
+
+
+def check_different(*outputs: str | Path | None) -> None:
+    """UserError where two results would go into one file: the later would replace the earlier."""
+    given = [Path(each) for each in outputs if each is not None]
+    twice = next((path for i, path in enumerate(given) if path in given[:i] and not path.is_char_device()), None)
+    if twice is not None:
+        raise UserError(f"{twice}: two results cannot go into one file; give each its own")
 
 
 def machine_of(topology: str, settings: Sequence[str]) -> Machine | None:

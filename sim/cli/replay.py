@@ -69,7 +69,10 @@ def replay(
     strict: bool,
 ) -> None:
     """Predict the steps of a trace or a workload on a machine."""
+    options.check_different(json_out, timeline_out, memory_plot)
     machine = options.machine_of(topology, settings)
+    if gpus is not None and machine is None:
+        raise UserError(f"--gpus {gpus}: {topology!r} has the GPUs of the trace; name a --topology")
     if parallel and machine is None:
         raise UserError(f"--parallel {parallel}: what was not captured needs a machine; name a --topology")
     config, chosen = parse_alloc_conf(alloc_conf), options.numbers("--gpus", gpus)

@@ -68,6 +68,7 @@ def whatif(
     """Change the machine and see what changes, and why; or search the value that reaches a target."""
     if topology == AS_CAPTURED:
         raise UserError(f"--topology {AS_CAPTURED}: a what-if needs a machine to change; name a topology")
+    options.check_different(json_out, plot, timeline_out)
     from sim.whatif.outcome import Rules
 
     draws = samples if ranged and solve is None else 0

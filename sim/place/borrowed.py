@@ -1,5 +1,5 @@
 """What a device borrows: of kernels that its own profile is not calibrated for, whose efficiencies price them; and of
-products in a dtype that its data sheet has no rate for, that float32's is taken."""
+products in a dtype that its profile has no rate for, that float32's is taken."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _lent(profile: DeviceProfile, counts: Counter[tuple[str, str]]) -> str:
 
 
 def _unrated(profile: DeviceProfile, counts: Counter[str]) -> str:
-    return f"{profile.full_name} has no rate in its data sheet for kernels of {_listed(counts)}: computed in float32"
+    return f"{profile.full_name} has no rate in its profile for kernels of {_listed(counts)}: estimated as float32"
 
 
 def _listed(kernels: Counter[str]) -> str:

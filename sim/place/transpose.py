@@ -6,6 +6,7 @@ for a product, it is that of the class of its name (sim/place/named.py), and the
 
 from __future__ import annotations
 
+from sim.errors import UnknownNameError, UserError
 from sim.graph import OpGraph
 from sim.ops import Copy, Kernel, Work
 from sim.place.kernels import has_shapes, is_known, kernel_cost, memory_cost
@@ -22,11 +23,11 @@ def rescaled(
 ) -> tuple[int, DurationSource]:
     """Nanoseconds of a measured operation on ``target``, and where the number is from.
 
-    ``unexplained`` counts, by name, the kernels that the class of their name had to do for.  Raises UnknownNameError
-    where no profile says what the captured device is.
+    ``unexplained`` counts, by name, the kernels that the class of their name had to do for.  Raises UserError where no
+    profile says what the captured device is.
     """
     assert op.measured_ns is not None
-    source = find_device(captured_on)
+    source = _device_of(graph, captured_on)
     if source.name == target.name:
         return op.measured_ns, "measured"
     if isinstance(op, Copy):
@@ -40,6 +41,16 @@ def rescaled(
             return round(op.measured_ns * here.ns / there.ns), "roofline"
     unexplained.add(HOW[kind], op.name)
     return carried_over_ns(op.measured_ns, kind, dtype_of(op.name), source, target), "estimate"
+
+
+def _device_of(graph: OpGraph, captured_on: str) -> DeviceProfile:
+    try:
+        return find_device(captured_on)
+    except UnknownNameError as error:
+        raise UserError(
+            f"{graph.name}: its measured times are of {captured_on!r}, as the trace calls its device, which no profile "
+            f"describes, so they cannot be told for another: {error}"
+        ) from None
 
 
 def _says(work: Work, kind: NameClass) -> bool:

@@ -97,7 +97,7 @@ def _is_file(path: Path) -> bool:
     """Whether one file is meant, or a folder; InputError where it can be neither."""
     if path.name.endswith(SUFFIXES):
         return True
-    if path.suffix and not path.is_dir():
+    if path.name == "-" or (path.suffix and not path.is_dir()):
         raise InputError(path, f"a trace file ends in {' or '.join(SUFFIXES)}; a name without an ending is a folder")
     return False
 

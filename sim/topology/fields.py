@@ -30,7 +30,7 @@ SMALLEST = 1e-9
 Positive = Annotated[float, Field(gt=0, le=1e18, allow_inf_nan=False), AfterValidator(_no_smaller), NotBool]
 Time = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False), NotBool]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), NotBool]
-Count = Annotated[int, Field(gt=0), NotBool]
+Count = Annotated[int, Field(gt=0, le=1_000_000), NotBool]
 Text = Annotated[str, Field(min_length=1)]
 
 

@@ -39,7 +39,7 @@ def test_what_is_the_devices_own_is_not_borrowed() -> None:
 
 def test_a_dtype_without_a_rate_is_told() -> None:
     told = placed("a5000x1", ("aten::mm", "float64"), ("aten::relu", "float64")).warnings
-    assert "NVIDIA RTX A5000 has no rate in its data sheet for kernels of float64 (1): computed in float32" in told
+    assert "NVIDIA RTX A5000 has no rate in its profile for kernels of float64 (1): estimated as float32" in told
 
 
 def test_a_cpu_that_borrows_from_gpus_says_so_and_is_in_doubt() -> None:

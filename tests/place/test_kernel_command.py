@@ -95,11 +95,14 @@ def test_a_file_gives_what_one_shape_gives(rows: Callable[..., list[dict[str, An
 
 def test_bad_lines_are_told_all_at_once(refused: Callable[..., str], tmp_path: Path) -> None:
     file = tmp_path / "shapes.csv"
-    file.write_text("m,n,k\n1,2,3\n-4,2,x\n1,,3\n1,2\n")
+    file.write_text("m,n,k\n1,2,3\n-4,2,x\n1,,3\n1,2\n1,024,3,4\n")
     told = refused("gemm", "--shapes", file, *A5000)
     assert f"{file}: line 3: m must be a whole number above 0, found '-4'" in told
     assert "line 3: k must be a whole number above 0, found 'x'; line 4: n" in told
-    assert "line 5: k" in told
+    assert "line 5: k must be a whole number above 0, found nothing" in told
+    assert "line 6: more values than the header has columns" in told
+    file.write_text("m,n,k,m\n1,2,3,4\n")
+    assert "line 1: the column m stands twice; which is meant?" in refused("gemm", "--shapes", file, *A5000)
 
 
 def test_a_file_without_its_columns(refused: Callable[..., str], tmp_path: Path) -> None:
@@ -209,12 +212,14 @@ def test_an_empty_block_is_told_by_its_missing_keys() -> None:
 def test_a_dtype_without_a_rate_is_told_and_refused_where_strict(run: Run, refused: Callable[..., str]) -> None:
     asked = ("gemm", "--m", 4096, "--n", 4096, "--k", 4096, "--dtype", "bfloat16", "--device", "v100-sxm2")
     code, out, _ = run(*asked)
-    assert code == 0 and "no rate for bfloat16: computed in float32" in out
+    assert code == 0 and "no rate for bfloat16: estimated as float32" in out
     # Half the bytes, the same arithmetic: as long as float32 takes.
     rows = [kernel_rows("gemm", [{"m": 4096, "n": 4096, "k": 4096}], d, load_device("v100-sxm2")) for d in
             ("bfloat16", "float32")]  # fmt: skip
     assert rows[0][0].kernel_us == pytest.approx(rows[1][0].kernel_us, rel=0.02)
     assert rows[0][0].computed_in == "float32" and rows[1][0].computed_in is None
+    # How sure float32's time is says nothing of another dtype.
+    assert (rows[0][0].us_p10, rows[0][0].us_p90) == (rows[0][0].us / 2, rows[0][0].us * 2)
     err = refused(*asked, "--strict")
-    assert "--strict: the data sheet of v100-sxm2 has no rate for bfloat16 (it has float16, float32)" in err
+    assert "--strict: the profile of v100-sxm2 has no rate for bfloat16 (it has float16, float32)" in err
     assert "did you mean 'softmax'" in refused("softmx", "--dtype", "float16", "--device", "t4", "--strict")

@@ -29,7 +29,7 @@ def show(rows: Sequence[KernelRow], console: Console) -> None:
     if first.call_us:
         console.print(f"of us, {_figure(first.call_us)} are the call (device events around it), the rest the kernel")
     if first.computed_in:
-        console.print(f"the data sheet has no rate for {first.dtype}: computed in {first.computed_in}")
+        console.print(f"its profile has no rate for {first.dtype}: estimated as {first.computed_in}")
     where = "its own profile" if first.from_ == "profile" else f"the data sheet, calibrated on {first.calibrated_on}"
     console.print(f"from {where}")
 

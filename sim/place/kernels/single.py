@@ -23,7 +23,7 @@ from sim.place.kernels.gemm import call_us, product_lender, products, products_u
 from sim.place.kernels.memory import Floats, beside, element_us, floor_us, memory_us, op_us
 from sim.place.kernels.rows import RowOp, rows_us
 from sim.timeline import DurationSource
-from sim.topology.abilities import Abilities, abilities_of, family
+from sim.topology.abilities import UNKNOWN, Abilities, abilities_of, family
 from sim.topology.device import DeviceProfile
 
 # Tensors that an elementwise op reads and writes.  A name that ends in u takes a number in place of its second tensor.
@@ -72,7 +72,7 @@ class KernelRow(msgspec.Struct, frozen=True, rename={"from_": "from"}, omit_defa
     k: int | None = None
     rows: int | None = None
     columns: int | None = None
-    computed_in: str | None = None  # where the data sheet has no rate for the dtype
+    computed_in: str | None = None  # where the profile has no rate for the dtype
 
 
 class KernelRows(msgspec.Struct, frozen=True):
@@ -100,18 +100,22 @@ def read_shapes(path: Path, op: str) -> list[dict[str, int]]:
     if missing:
         found = ", ".join(header) or "nothing"
         raise InputError(path, f"line 1: no column {' and no '.join(missing)} ({op} needs them); found {found}")
+    twice = sorted({name for name in (*wanted, "batch") if list(header).count(name) > 1})
+    if twice:
+        raise InputError(path, f"line 1: the column {' and the column '.join(twice)} stands twice; which is meant?")
     shapes: list[dict[str, int]] = []
     problems: list[str] = []
     optional = ["batch"] if "batch" in header and "m" in wanted else []
     try:
         for row in reader:
+            if None in row:
+                problems.append(f"line {reader.line_num}: more values than the header has columns")
             shape = {}
             for name in (*wanted, *optional):
                 value = _size(row[name])
                 if value is None:
-                    problems.append(
-                        f"line {reader.line_num}: {name} must be a whole number above 0, found {row[name]!r}"
-                    )
+                    found = "nothing" if row[name] is None else repr(row[name])
+                    problems.append(f"line {reader.line_num}: {name} must be a whole number above 0, found {found}")
                 else:
                     shape[name] = value
             shapes.append(shape)
@@ -162,7 +166,7 @@ def kernel_rows(
     computed_in = _computed_in(op, dtype, device)
     if strict and computed_in:
         raise UserError(
-            f"--strict: the data sheet of {device.name} has no rate for {dtype} (it has {', '.join(device.tflops)}); "
+            f"--strict: the profile of {device.name} has no rate for {dtype} (it has {', '.join(device.tflops)}); "
             f"without --strict it is computed in {computed_in}"
         )
     abilities = abilities_of(device)
@@ -170,7 +174,7 @@ def kernel_rows(
     if "m" in wanted:
         columns["batch"] = np.array([s.get("batch", 1) for s in shapes], dtype=np.float64)
     timed = _timed(op, columns, dtype, abilities)
-    low, high, _ = abilities.interval(_spread_name(op, dtype))
+    low, high = UNKNOWN if computed_in else abilities.interval(_spread_name(op, dtype))[:2]
     source: DurationSource = "roofline" if timed.lender else "profile"
     total = timed.kernel_us + timed.call_us
     return [
