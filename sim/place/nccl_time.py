@@ -54,6 +54,8 @@ class Ask:
 
         NCCL's hop latencies stand for the links as the machine's file has them: only a change of these can be told.
         """
+        if self.machine.baseline is None:
+            return 0.0
         hops = self.rings.hops
         return sum(self.machine.added_latency_us(hop) for hop in hops) / len(hops)
 
