@@ -94,5 +94,6 @@ def parse_plan(spec: str) -> ParallelPlan:
 
 
 def to_local(tensor: Any) -> Any:
-    """The part of a DTensor that this rank holds; a plain tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    """The part of a DTensor that this rank holds; a plain tensor as it is.  DTensor's own ``to_local`` is an op, which
+    who only looks would leave in the program."""
+    return getattr(tensor, "_local_tensor", tensor)
