@@ -17,6 +17,9 @@ from sim.files import check_can_appear
 if TYPE_CHECKING:
     from sim.graph import OpGraph
 
+# Options that a model by name does not have.
+OF_A_SCRIPT = ("ranks", "hosts", "warmup", "assume_value")
+
 
 @click.command()
 @click.argument("model", required=False, metavar="MODEL | [-- SCRIPT.py ARGS...]")
@@ -73,16 +76,22 @@ if TYPE_CHECKING:
 )
 @click.option("--fsdp-dtype", type=options.FLOATS, help="FSDP's mixed precision: parameters.")
 @click.option("--fsdp-reduce-dtype", type=options.FLOATS, help="FSDP's mixed precision: gradients.")
+@click.option(
+    "--ranks", type=int, metavar="N",
+    help="With a script that makes its job itself (init_process_group, DistributedDataParallel, fully_shard,"
+    " parallelize_module): the ranks that torchrun would start; it runs as the first.",
+)  # fmt: skip
+@click.option(
+    "--hosts", type=int, metavar="N",
+    help="With --ranks: the machines that torchrun would start them on, in equal parts.  [default: 1]",
+)  # fmt: skip
 @click.option("--warmup", type=int, help="With a script: steps before the recorded one.  [default: 1]")
 @click.option(
     "--assume-value", type=float, metavar="NUMBER",
     help="With a script: what it is answered where it reads a tensor's value; without it such a read is an error.",
 )  # fmt: skip
 @click.option("--out", type=options.FILE, required=True, metavar="FILE.workload.json.gz")
-def synth(
-    out: Path, config: Path | None, script_args: Sequence[str], warmup: int | None, assume_value: float | None,
-    **given: Any,
-) -> None:  # fmt: skip
+def synth(out: Path, config: Path | None, script_args: Sequence[str], **given: Any) -> None:
     """Make the graph of one step of MODEL, or of a training script, with no GPU and no weights."""
     from sim.workload.inputs import WORKLOAD_SUFFIX
     from sim.workload.script.spec import is_script
@@ -90,11 +99,13 @@ def synth(
     if not out.name.endswith(WORKLOAD_SUFFIX):
         raise UserError(f"--out {out}: the name of a workload file ends in {WORKLOAD_SUFFIX}")
     check_can_appear(out)
+    of_script = {name: given.pop(name) for name in OF_A_SCRIPT}
+    astray = [*script_args, *(f"--{n.replace('_', '-')}" for n, value in of_script.items() if value is not None)]
     if is_script(given["model"]):
-        graph = _of_script(given.pop("model"), script_args, warmup, assume_value, config=config, **given)
-    elif script_args or warmup is not None or assume_value is not None:
-        what = script_args[0] if script_args else "--warmup" if warmup is not None else "--assume-value"
-        raise UserError(f"{what}: belongs to a script, as in `tracesim synth --out FILE -- SCRIPT.py ARGS...`")
+        of_script["parallel"] = given.pop("parallel")
+        graph = _of_script(given.pop("model"), script_args, of_script, {"config": config, **given})
+    elif astray:
+        raise UserError(f"{astray[0]}: belongs to a script, as in `tracesim synth --out FILE -- SCRIPT.py ARGS...`")
     else:
         graph = _of_model(config, given)
     graphs.write(graph, out)
@@ -115,17 +126,10 @@ def _of_model(config: Path | None, given: dict[str, Any]) -> OpGraph:
         return synthesize(spec, tell)
 
 
-def _of_script(
-    script: str,
-    args: Sequence[str],
-    warmup: int | None,
-    assume_value: float | None,
-    parallel: str | None,
-    **others: Any,
-) -> OpGraph:
+def _of_script(script: str, args: Sequence[str], own: dict[str, Any], others: dict[str, Any]) -> OpGraph:
     from sim.workload.script.spec import script_spec
 
-    spec = script_spec(script, args, parallel, warmup, assume_value, others)
+    spec = script_spec(script, args, own, others)
     spec.check()
     from sim.workload.script.run import synthesize_script
 

@@ -66,9 +66,20 @@ class DataParallel:
         return [bucket.flat for bucket in self._buckets]
 
     @property
+    def has_an_order(self) -> bool:
+        """Whether a backward has said in which order gradients become ready."""
+        return bool(self._ready)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether backward has made gradients ready that are to be reduced."""
+        begun = (left < len(bucket.parameters) for left, bucket in zip(self._missing, self._buckets, strict=True))
+        return bool(self._under_way) or any(begun)
+
+    @property
     def is_complete(self) -> bool:
-        """Whether backward has made every gradient ready, or was only to accumulate."""
-        return not self._synchronize or len(self._under_way) == len(self._buckets)
+        """Whether backward has made every gradient ready."""
+        return len(self._under_way) == len(self._buckets)
 
     def adopt_state(self, recorder: Recorder) -> None:
         """The buckets live as long as the model."""

@@ -9,8 +9,9 @@ parameters, what is left (embeddings, head) is the root's.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import unittest.mock
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from sim.workload.tasks import DTYPES
 # In the order in which FSDPCommContext.lazy_init makes them.
 STREAMS = ("fsdp:all-gather-copy-in", "fsdp:all-gather", "fsdp:reduce-scatter", "fsdp:all-reduce")
 MODULES = tuple(
-    f"torch.distributed.fsdp._fully_shard.{module}._get_device_handle"
+    f"torch.distributed.fsdp._fully_shard.{module}"
     for module in ("_fsdp_collectives", "_fsdp_param_group", "_fsdp_state")
 )
 
@@ -60,10 +61,17 @@ class RecordedEvent:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self.awaited: tuple[int, ...] = ()
+        self._awaited: tuple[int, ...] = ()
+        self._builder = device.builder
 
     def record(self, stream: RecordedStream | None = None) -> None:
-        self.awaited = self._device.builder.event((stream or self._device.current_stream()).lane)
+        self._builder = self._device.builder
+        self._awaited = self._builder.event((stream or self._device.current_stream()).lane)
+
+    @property
+    def awaited(self) -> tuple[int, ...]:
+        """Nothing, where it was recorded before the program that is written now began."""
+        return self._awaited if self._builder is self._device.builder else ()
 
 
 class Device:
@@ -104,10 +112,8 @@ class Sharding:
         self._device = Device(ProgramBuilder())
         self._recorder: Recorder | None = None
         self._contexts = contextlib.ExitStack()
-        for place in MODULES:
-            self._contexts.enter_context(unittest.mock.patch(place, lambda device_type: self._device))
-        self._contexts.enter_context(unittest.mock.patch.object(torch.UntypedStorage, "resize_", self._resizer()))
-        self._contexts.enter_context(unittest.mock.patch.object(DeviceMesh, "_concatenate", _really_concatenate))
+        for place, name, value in replacements(self._device, lambda: self._recorder):
+            self._contexts.enter_context(unittest.mock.patch.object(place, name, value))
         for model in models:
             _shard(spec, model, mesh)
 
@@ -119,18 +125,34 @@ class Sharding:
         """From now on this recorder writes down."""
         self._recorder = recorder
         self._device.builder = recorder.builder
-        recorder.handlers["fsdp::chunk_cat"] = _copied_in(recorder)
+        handle_copies(recorder)
 
-    def _resizer(self) -> Any:
-        original = torch.UntypedStorage.resize_
 
-        def resize_(storage: Any, size: int) -> Any:
-            result = original(storage, size)
-            if self._recorder is not None and not self._recorder.stopped:
-                self._recorder.resized(storage, "unsharded_parameter", "parameter")
-            return result
+def replacements(device: Device, recording: Callable[[], Recorder | None]) -> Iterator[tuple[Any, str, Any]]:
+    """What FSDP's code finds in place of PyTorch's own: where, under which name, and what.  ``recording`` answers who
+    writes down at the time."""
+    for module in MODULES:
+        yield importlib.import_module(module), "_get_device_handle", lambda device_type: device
+    yield torch.UntypedStorage, "resize_", _resizer(recording)
+    yield DeviceMesh, "_concatenate", _really_concatenate
 
-        return resize_
+
+def _resizer(recording: Callable[[], Recorder | None]) -> Any:
+    original = torch.UntypedStorage.resize_
+
+    def resize_(storage: Any, size: int) -> Any:
+        result = original(storage, size)
+        recorder = recording()
+        if recorder is not None and not recorder.stopped:
+            recorder.resized(storage, "unsharded_parameter", "parameter")
+        return result
+
+    return resize_
+
+
+def handle_copies(recorder: Recorder) -> None:
+    """The recorder knows what FSDP's copy into the buffer that is reduce-scattered takes: whole gradients."""
+    recorder.handlers["fsdp::chunk_cat"] = _copied_in(recorder)
 
 
 _concatenate = DeviceMesh._concatenate

@@ -50,15 +50,22 @@ class ParallelPlan(msgspec.Struct, frozen=True):
             return
         import torch.distributed as dist
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.testing._internal.distributed.fake_pg import FakeStore
 
-        _forget_meshes()
-        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=self.ranks)
+        begin_fake_job(self.ranks, rank)
         try:
             names = tuple(axis for axis, _ in self.axes)
             yield init_device_mesh("cpu", tuple(size for _, size in self.axes), mesh_dim_names=names)
         finally:
             dist.destroy_process_group()
+
+
+def begin_fake_job(ranks: int, rank: int = 0) -> None:
+    """A default process group that exchanges nothing, of so many ranks, seen from one of them."""
+    import torch.distributed.distributed_c10d as c10d
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    _forget_meshes()
+    c10d.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
 
 
 def _forget_meshes() -> None:

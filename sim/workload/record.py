@@ -58,6 +58,8 @@ C10D: dict[str, CollectiveKind] = {
     "c10d::_reduce_scatter_base_": "reduce_scatter",
     "c10d::allreduce_": "all_reduce",
     "c10d::broadcast_": "broadcast",
+    "c10d::reduce_": "reduce",
+    "c10d::alltoall_base_": "all_to_all",
 }
 COLLECTIVES: dict[str, CollectiveKind] = {
     "_c10d_functional::all_reduce": "all_reduce",
@@ -70,6 +72,7 @@ WAIT = "_c10d_functional::wait_tensor"
 LIFT = "aten::lift_fresh"
 READ_VALUE = "aten::_local_scalar_dense"
 NO_BLOCK = -1
+NOT_RECORDED = -1
 MASKING = "transformers.masking_utils"
 SCALER = "torch.amp.grad_scaler"
 OPTIMIZERS = "torch.optim."
@@ -91,6 +94,7 @@ class Call(NamedTuple):
 class Recorder(TorchDispatchMode):
     """Records into a builder.  ``groups`` maps the names of c10d process groups to names of mesh axes.
 
+    ``issued`` is the last collective that torch.distributed's own calls issued, for who waits for it.
     ``training`` tells activations (alive when backward begins) from temporaries and counts the kernels that fill
     what a factory allocates; without it every intermediate is called an activation and fills are left out.
     """
@@ -103,8 +107,9 @@ class Recorder(TorchDispatchMode):
         self.stopped = False
         self.modules: ModuleTracker | None = None
         self.handlers: dict[str, Callable[[Call, list[int]], None]] = {}
+        self.issued = NOT_RECORDED
         self._training = training
-        self._groups = groups or {}
+        self._groups = {} if groups is None else groups
         self._block_of: dict[int, int] = {}
         self._watched: dict[int, weakref.ref[Any]] = {}
         self._in_flight: dict[int, int] = {}
@@ -274,7 +279,7 @@ class Recorder(TorchDispatchMode):
     def _in_place_collective(self, kind: CollectiveKind, call: Call, blocks: list[int]) -> None:
         self.categorize(call.inputs, "communication")
         asynchronous = dict(named_arguments(call)).get("async_op", dict(named_arguments(call)).get("asyncOp", True))
-        self.builder.collective(
+        self.issued = self.builder.collective(
             kind, max(map(_size, call.inputs)), self.group_of(call.args), dtype_of(call.inputs[0]), blocks,
             own_stream=bool(asynchronous),
         )  # fmt: skip

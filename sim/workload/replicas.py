@@ -62,7 +62,7 @@ def _synthesized_anew(path: Path, plan: str, tell: Tell) -> OpGraph:
         raise InputError(path, f"has {len(graph.ranks)} ranks already; --parallel {plan} takes a workload of one")
     script = spec_of_script(graph)
     if script is not None:
-        return _script_anew(msgspec.structs.replace(script, parallel=plan), tell)
+        return _script_anew(msgspec.structs.replace(script, parallel=plan, ranks=None), tell)
     spec = spec_of(graph)
     if spec is None:
         raise InputError(path, f"does not say what it was made of; make it with `tracesim synth ... --parallel {plan}`")
@@ -87,7 +87,9 @@ def one_gpu(paths: Sequence[Path], plan: str, tell: Tell = lambda doing: None) -
         return graph, _batches(plan)
     script = spec_of_script(graph)
     if script is not None:
-        return _script_anew(msgspec.structs.replace(script, parallel=""), tell), _batches(script.parallel)
+        batches = _batches(script.parallel) if script.ranks is None else _batches_of_ranks(graph)
+        alone = msgspec.structs.replace(script, parallel="", ranks=None if script.ranks is None else 1, hosts=1)
+        return _script_anew(alone, tell), batches
     spec = spec_of(graph)
     if spec is None or not _is_plan(spec.parallel):
         raise InputError(paths[0], f"has {len(graph.ranks)} ranks and does not say what one GPU would do alone")
@@ -113,6 +115,18 @@ def _is_plan(text: str) -> bool:
     except UserError:
         return False
     return True
+
+
+def _batches_of_ranks(graph: OpGraph) -> int:
+    """Those of a job that a script made itself: a batch each, where all of its ranks do everything together."""
+    found = {op.group for program in graph.programs for op in program.ops if isinstance(op, Collective)}
+    parts = sorted(group for group in found if len(graph.groups[group]) > 1)
+    if parts:
+        raise UserError(
+            f"{graph.name}: communicates in {', '.join(parts)}, of which each is a part of the ranks: these may share a"
+            " batch, and what one GPU would do alone is not known; ask for another measure, as in speedup=1.1"
+        )
+    return len(graph.ranks)
 
 
 def _script_anew(spec: ScriptSpec, tell: Tell) -> OpGraph:

@@ -149,45 +149,6 @@ def test_under_data_parallelism_a_script_is_the_model_by_name(tmp_path: Path) ->
     assert there["communication"] == expected["communication"] == expected["parameter"]
 
 
-WRAPPED = """
-import os, torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel as DDP
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
-dist.init_process_group("nccl")
-rank = int(os.environ["LOCAL_RANK"])
-torch.cuda.set_device(rank)
-model = DDP(torch.nn.Linear(8, 8).to(rank), device_ids=[rank])
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-data = TensorDataset(torch.randn(64, 8))
-sampler = DistributedSampler(data)
-loader = DataLoader(data, batch_size=2, sampler=sampler)
-assert len(loader) == 64 // dist.get_world_size() // 2
-for i, (x,) in enumerate(loader):
-    with model.no_sync():
-        model(x.to(rank)).sum().backward()
-    loss = model(x.to(rank)).sum()
-    loss.backward()
-    {body}
-    optimizer.step()
-    optimizer.zero_grad()
-dist.destroy_process_group()
-"""
-
-
-def test_a_script_that_wraps_its_model_itself_finds_its_job(tmp_path: Path) -> None:
-    path = tmp_path / "train.py"
-    path.write_text(WRAPPED.format(body="dist.all_reduce(loss)"))
-    collectives = [op for op in ops_of(of_script(path, parallel="dp=4")) if isinstance(op, Collective)]
-    # One bucket of 8 x 8 weights and 8 biases, once a step for all of its backwards, then the loss.
-    assert [(op.kind, op.bytes) for op in collectives] == [("all_reduce", (64 + 8) * 4), ("all_reduce", 4)]
-    with pytest.raises(UserError, match=r"line 6: torch.distributed.init_process_group: .* give --parallel dp=8"):
-        of_script(path)
-    path.write_text(WRAPPED.format(body="dist.all_gather([loss], loss)"))
-    with pytest.raises(UserError, match=r"all_gather: of several GPUs"):
-        of_script(path, parallel="dp=4")
-
-
 def test_unused_parameters_are_told(tmp_path: Path) -> None:
     path = script(tmp_path)
     path.write_text(path.read_text().replace("model(x)", "model[0](x)").replace("loss.back", "model(x); loss.back"))
@@ -476,7 +437,11 @@ READS = "reads the value of a tensor, which a run without data does not have"
         ("if loss < 1: break", READS),
         ("x[x > 0]", "`x[x > 0]` makes a tensor whose shape depends on values"),
         ("model = torch.compile(model)", "torch.compile: compiled models are not synthesized"),
-        ("torch.distributed.init_process_group('nccl')", "a script of one GPU is synthesized"),
+        ("torch.distributed.init_process_group('nccl')", "give the number of ranks that torchrun would start"),
+        ("torch.distributed.init_device_mesh('cuda', (8,))", "as in --ranks 8"),
+        ("torch.nn.parallel.DistributedDataParallel(model)", "as in --ranks 8"),
+        ("torch.distributed.fsdp.fully_shard(model)", "as in --ranks 8"),
+        ("torch.distributed.fsdp.FullyShardedDataParallel(model)", "torch.distributed.fsdp.fully_shard (FSDP2)"),
         ("torch.multiprocessing.spawn(print)", "each process is one rank of a job"),
         ("x.to('cuda:1')", "asks for cuda:1: a script of one GPU is synthesized"),
         ("open('/nowhere/data.bin')", "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/data.bin'"),
@@ -551,8 +516,11 @@ def test_what_a_script_changes_is_put_back(tmp_path: Path) -> None:
 
 def test_options_that_cannot_be_are_told_together(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        ScriptSpec(tmp_path / "none.py", warmup=0, parallel="fsdp=2").check()
-    assert all(word in str(caught.value) for word in ("none.py: no such script", "--warmup 0", "--parallel fsdp=2"))
+        ScriptSpec(tmp_path / "none.py", warmup=0, parallel="fsdp=2", ranks=0).check()
+    told = str(caught.value)
+    assert all(word in told for word in ("none.py: no such script", "--warmup 0", "--parallel fsdp=2", "--ranks 0"))
+    with pytest.raises(UserError, match=r"--hosts 3: does not divide the script's 8 ranks.*--ranks 8: leave it out"):
+        ScriptSpec(TRAIN, parallel="dp=8", ranks=8, hosts=3).check()
 
 
 @pytest.fixture(autouse=True)

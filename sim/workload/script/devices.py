@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from sim.workload.cuda_choices import CudaChoices
 from sim.workload.script.places import Places
 from sim.workload.script.recorder import Refused, ScriptRecorder
+from sim.workload.script.streams import ScriptDevice
 
 HOST, GPU = torch.device("cpu"), torch.device("cuda", 0)
 # Recurrent layers are cuDNN's own kernels on a GPU.
@@ -23,12 +24,14 @@ RECURRENT = tuple(getattr(torch, name) for name in ("lstm", "gru", "rnn_tanh", "
 
 
 class GpuFace(CudaChoices):
-    """``recorder`` is asked for values; what CUDA computes otherwise than a CPU is the base class' matter."""
+    """``recorder`` is asked for values, ``streams`` are the GPU's; what CUDA computes otherwise than a CPU is the base
+    class' matter."""
 
     def __init__(self, places: Places, recorder: ScriptRecorder) -> None:
         super().__init__()
         self.places = places
         self.recorder = recorder
+        self.streams = ScriptDevice(recorder)
         self._constructors = _device_constructors()
         tensor = torch.Tensor
         answers: dict[Any, Callable[..., Any]] = {

@@ -8,11 +8,12 @@ load in this process, really; profilers record nothing.
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import sys
 import types
 import unittest.mock
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch._subclasses import fake_tensor
@@ -22,8 +23,6 @@ from torch.utils import checkpoint
 from sim.workload.script.devices import GPU, GpuFace, as_device, device_of, devices
 from sim.workload.script.loading import load_here
 from sim.workload.script.recorder import KNOWN_INTEGERS, Refused
-from sim.workload.script.replicas import Replicas
-from sim.workload.script.streams import ScriptDevice
 
 GIB = 2**30
 # A stand-in for the GPU's properties, for scripts that ask; that they were asked is told.
@@ -48,16 +47,19 @@ STAND_INS: dict[str, Any] = {
     "mem_get_info": (PROPERTIES.total_memory, PROPERTIES.total_memory), "memory_stats": dict,
     "memory_summary": "", "utilization": 0,
 }  # fmt: skip
-NOT_OF_A_SCRIPT = (
-    "new_group", "init_device_mesh", "all_gather", "all_gather_into_tensor", "all_gather_object", "all_to_all",
-    "all_to_all_single", "broadcast_object_list", "gather", "gather_object", "reduce", "reduce_scatter",
-    "reduce_scatter_tensor", "scatter", "send", "recv", "isend", "irecv",
-)  # fmt: skip
+
+Put = Callable[[Any, str, Any], None]
+
+
+class Patching(Protocol):
+    """Who replaces a part of PyTorch, each by one call."""
+
+    def patch(self, put: Put) -> None: ...
 
 
 @contextlib.contextmanager
-def as_on_a_gpu(face: GpuFace, replicas: Replicas) -> Iterator[None]:
-    """PyTorch as a script on one GPU finds it, or on the first of several."""
+def as_on_a_gpu(face: GpuFace, several: Sequence[Patching]) -> Iterator[None]:
+    """PyTorch as a script on one GPU finds it; ``several`` replace what concerns more than one."""
     with contextlib.ExitStack() as stack:
 
         def put(place: Any, name: str, value: Any) -> None:
@@ -77,16 +79,13 @@ def as_on_a_gpu(face: GpuFace, replicas: Replicas) -> Iterator[None]:
             _refusals,
         ):
             patch(face, put)
-        if replicas.ranks > 1:
-            replicas.patch(put)
+        for patching in several:
+            patching.patch(put)
         yield
 
 
-Put = Callable[[Any, str, Any], None]
-
-
 def _cuda(face: GpuFace, put: Put) -> None:
-    device, cuda = ScriptDevice(face.recorder), torch.cuda
+    device, cuda = face.streams, torch.cuda
 
     def asked(what: str, answer: Any) -> Callable[..., Any]:
         def told(*_: Any, **__: Any) -> Any:
@@ -110,8 +109,22 @@ def _cuda(face: GpuFace, put: Put) -> None:
     for name in ("current_stream", "default_stream", "stream", "set_stream"):
         put(cuda, name, getattr(device, name))
     put(cuda, "device", lambda *_: contextlib.nullcontext())
+    _accelerator(face, put)
     for name in ("range_push", "range_pop", "mark", "range_start", "range_end"):
         put(cuda.nvtx, name, _constant(0))
+
+
+def _accelerator(face: GpuFace, put: Put) -> None:
+    """``torch.accelerator``: the same GPU, by the names that it has for any maker's."""
+    accelerator = torch.accelerator
+    for name in ("synchronize", "current_stream", "set_stream", *PLAIN, *STAND_INS):
+        put(accelerator, name, getattr(torch.cuda, name, None))
+    for name, answer in (("current_device_index", 0), ("current_device_idx", 0), ("set_device_index", None)):
+        put(accelerator, name, _constant(answer))
+    put(accelerator, "set_device_idx", _constant(None))
+    put(accelerator, "current_accelerator", _constant(torch.device("cuda")))
+    put(accelerator, "device_index", lambda *_: contextlib.nullcontext())
+    put(torch._C, "_get_accelerator", _constant(torch.device("cuda")))
 
 
 def _constant(answer: Any) -> Callable[..., Any]:
@@ -168,7 +181,8 @@ def _optimizers(face: GpuFace, put: Put) -> None:
     from torch.utils import _foreach_utils
 
     put(optimizer, "_foreach_supported_types", [*optimizer._foreach_supported_types, fake_tensor.FakeTensor])
-    put(_foreach_utils, "_foreach_supported_types", [torch.Tensor, torch.nn.Parameter, fake_tensor.FakeTensor])
+    kinds = [*_foreach_utils._foreach_supported_types, torch.nn.Parameter, fake_tensor.FakeTensor]
+    put(_foreach_utils, "_foreach_supported_types", kinds)
     group = torch._C._group_tensors_by_device_and_dtype
 
     def grouped(lists: Any, with_indices: bool = False) -> Any:
@@ -186,6 +200,10 @@ def _modules(face: GpuFace, put: Put) -> None:
         """torch.utils.swap_tensors, without its refusal of tensors that weak references watch: fake tensors' own."""
         first.__dict__, second.__dict__ = second.__dict__, first.__dict__
         first.__class__, second.__class__ = second.__class__, first.__class__
+        for slot in copyreg._slotnames(type(first)):  # type: ignore[attr-defined]
+            kept = getattr(first, slot)
+            setattr(first, slot, getattr(second, slot))
+            setattr(second, slot, kept)
         torch._C._swap_tensor_impl(first, second)
 
     def set_default(device: Any) -> None:
@@ -207,6 +225,8 @@ def _modules(face: GpuFace, put: Put) -> None:
     put(torch._C._nn, "_parse_to", parse_to)
     put(fake_tensor.FakeTensor, "device", property(device, real.__set__))
     put(torch.utils, "swap_tensors", swap)
+    # Draws again until no value is too large; none is ever seen.
+    put(torch.nn.init, "_no_grad_trunc_normal_", lambda tensor, *_, **__: torch.nn.init.normal_(tensor))
     # A tensor says where it is to the script, and to what runs inside of a torch function that it is on the CPU.
     checks = {
         **checkpoint._allowed_determinism_checks_to_fns,
@@ -295,13 +315,8 @@ def _refusals(face: GpuFace, put: Put) -> None:
     graphs = refuse("a CUDA graph", "what it launches is not seen; run the script without it")
     put(torch.cuda.CUDAGraph, "__new__", graphs)
     put(torch.cuda.graph, "__init__", graphs)
-    processes = "each process is one rank of a job; give --parallel dp=8, and let the script be one rank"
+    processes = "each process is one rank of a job; let the script be one, as under torchrun, and give --ranks 8"
     put(torch.multiprocessing, "spawn", refuse("torch.multiprocessing.spawn", processes))
     put(torch.nn.DataParallel, "__init__", refuse("nn.DataParallel", "it needs several GPUs; leave it out"))
-    one = "a script of one GPU is synthesized; give --parallel dp=8 for DistributedDataParallel on eight"
-    put(torch.distributed, "init_process_group", refuse("torch.distributed.init_process_group", one))
-    other = "of several GPUs, a script is synthesized under DistributedDataParallel only; `synth MODEL` knows more"
-    for name in NOT_OF_A_SCRIPT:
-        put(torch.distributed, name, refuse(f"torch.distributed.{name}", other))
-    put(torch.distributed.fsdp, "fully_shard", refuse("fully_shard", other))
-    put(torch.distributed.fsdp.FullyShardedDataParallel, "__init__", refuse("FullyShardedDataParallel", other))
+    flat = "FSDP1 is not synthesized; shard the model with torch.distributed.fsdp.fully_shard (FSDP2)"
+    put(torch.distributed.fsdp.FullyShardedDataParallel, "__init__", refuse("FullyShardedDataParallel", flat))

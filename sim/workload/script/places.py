@@ -30,11 +30,11 @@ class Places:
         self._around = False
 
     def on_gpu(self, tensor: torch.Tensor) -> bool:
-        return self.holds(tensor.untyped_storage()._cdata)
+        return self.holds(held(tensor).untyped_storage()._cdata)
 
     def is_put_on_gpu(self, tensor: torch.Tensor) -> bool:
         """Whether the script itself has put it there."""
-        return tensor.untyped_storage()._cdata in self._on_gpu
+        return held(tensor).untyped_storage()._cdata in self._on_gpu
 
     def holds(self, key: int) -> bool:
         """Whether the GPU holds the storage of that key (``UntypedStorage._cdata``)."""
@@ -42,7 +42,7 @@ class Places:
 
     def keep_on_host(self, tensor: torch.Tensor) -> None:
         """Also where a script names no GPU: an optimizer's step counters."""
-        self._on_gpu.pop(tensor.untyped_storage()._cdata, None)
+        self._on_gpu.pop(held(tensor).untyped_storage()._cdata, None)
         _remember(self._on_host, tensor)
 
     def are_mixed(self, tensors: Sequence[torch.Tensor]) -> bool:
@@ -52,7 +52,7 @@ class Places:
         return any(map(self.on_gpu, tensors)) and any(t.dim() and not self.on_gpu(t) for t in tensors)
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
-        return tensor.untyped_storage()._cdata in self._pinned
+        return held(tensor).untyped_storage()._cdata in self._pinned
 
     def put_on_gpu(self, tensor: torch.Tensor) -> None:
         _remember(self._on_gpu, tensor)
@@ -93,8 +93,18 @@ class Places:
                 self.put_on_gpu(tensor)
 
 
+def held(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor that has the storage: of a DTensor, or of what is still being communicated, the one inside."""
+    while True:
+        inside = getattr(tensor, "_local_tensor", None)
+        inside = getattr(tensor, "elem", None) if inside is None else inside
+        if inside is None:
+            return tensor
+        tensor = inside
+
+
 def _remember(kept: dict[int, weakref.ref[Any]], tensor: torch.Tensor) -> None:
-    storage = tensor.untyped_storage()
+    storage = held(tensor).untyped_storage()
     key: int = storage._cdata
     if key not in kept:
         kept[key] = weakref.ref(storage, partial(_forget, kept, key))

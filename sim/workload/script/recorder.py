@@ -28,6 +28,7 @@ from sim.workload.record import (
     FILLED,
     MASKING,
     NO_BLOCK,
+    NOT_RECORDED,
     OPTIMIZERS,
     READ_VALUE,
     SCALER,
@@ -38,7 +39,7 @@ from sim.workload.record import (
     named_arguments,
     nbytes,
 )
-from sim.workload.script.places import Places
+from sim.workload.script.places import Places, held
 
 COPIES = ("aten::_to_copy", "aten::lift_fresh", "aten::lift_fresh_copy")
 # Ops that take tensors of the host beside the GPU's on a real GPU too: copies, indices, moves of what a tensor is.
@@ -46,10 +47,11 @@ MIXING = (*COPIES, "aten::copy_", "aten::index", "aten::index_put", "aten::index
 RANDOM = frozenset("aten::" + name for name in ("rand", "randn", "randint", "randperm"))
 # What a script makes so, outside of its modules, is its data.
 GIVEN = RANDOM | FACTORIES
+# The name of a process group of which not all ranks have an instance.
+PARTIAL = ""
 # Larger tensors are hardly looked into: so many integers, or other numbers, are computed where the host makes them.
 KNOWN_INTEGERS, KNOWN_NUMBERS = 1 << 20, 1 << 12
 FIRST_SCALE = 65536.0
-NOT_RECORDED = -1
 
 
 class Refused(BaseException):
@@ -85,10 +87,12 @@ class Ends(NamedTuple):
 
 
 class ScriptRecorder(Recorder):
-    """``fake`` is the mode below this one; ``told`` counts what the graph's warnings are to say."""
+    """``fake`` is the mode below this one; ``told`` counts what the graph's warnings are to say; ``groups`` maps the
+    names of c10d process groups to those of the graph, as they are made."""
 
     def __init__(self, script: Path, fake: FakeTensorMode, places: Places, assume: float | None) -> None:
-        super().__init__(ProgramBuilder(), training=True)
+        self.groups: dict[str, str] = {}
+        super().__init__(ProgramBuilder(), self.groups, training=True)
         self.stopped = True
         self.told: Counter[str] = Counter()
         self.after_backward: Callable[[], None] = lambda: None
@@ -173,7 +177,7 @@ class ScriptRecorder(Recorder):
         with self.builder.autograd_thread():
             yield
             self.after_backward()
-        self.categorize((p.grad for p in self._parameters if p.grad is not None), "gradient")
+        self.categorize((held(p.grad) for p in self._parameters if p.grad is not None), "gradient")
 
     def communicate(self, kind: CollectiveKind, tensor: torch.Tensor, group: str) -> int:
         return NOT_RECORDED if self.stopped else super().communicate(kind, tensor, group)
@@ -181,6 +185,20 @@ class ScriptRecorder(Recorder):
     def wait(self, collective: int) -> None:
         if collective != NOT_RECORDED and not self.stopped:
             super().wait(collective)
+
+    def group_of(self, args: Iterable[Any]) -> str:
+        name = super().group_of(args)
+        if name == PARTIAL:
+            place = self.place_of_script()
+            raise Refused(
+                f"{place}: `{place.text}` communicates in a group that not every rank has one like: let every rank make"
+                " the groups of all, as in init_device_mesh"
+            )
+        return name
+
+    def resized(self, storage: Any, name: str, category: Category) -> None:
+        if self._places.holds(storage._cdata):
+            super().resized(storage, name, category)
 
     def adopt_on_host(self, tensors: Iterable[torch.Tensor]) -> None:
         for tensor in tensors:

@@ -1,145 +1,112 @@
-"""A script on several GPUs under DistributedDataParallel: one rank runs, and what the others share with it is known.
-
-A script that wraps its model itself finds a job of so many ranks (``RANK`` and the like, ``torch.distributed``), of
-which it is the first; around the model of any other script the reducer is put after its first step.  The reducer is
-that of :mod:`sim.workload.ddp`.
+"""DistributedDataParallel for a script: around the models that it wraps itself, or, after its first step, around the
+one of a script that knows of one GPU only.  The reducer is that of :mod:`sim.workload.ddp`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import unittest.mock
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._pytree import tree_map
 
 from sim.workload.ddp import DataParallel
+from sim.workload.script.devices import GPU
+from sim.workload.script.job import ONE_GPU, Job
 from sim.workload.script.places import Places
 from sim.workload.script.recorder import Owner, Refused, ScriptRecorder
 
-AXIS = "dp"
 Put = Callable[[Any, str, Any], None]
 
 
 class Replicas:
-    """The ranks; ``ready`` when the reducer has its buckets in the order of a backward."""
+    """The reducers of a job.  ``wraps`` says that the model of a script which makes no process group is wrapped."""
 
-    def __init__(self, ranks: int, recorder: ScriptRecorder, places: Places) -> None:
-        self.ranks = ranks
-        self.ready = ranks == 1
+    def __init__(self, job: Job, wraps: bool, recorder: ScriptRecorder, places: Places) -> None:
+        self._job = job
+        self._wraps = wraps
         self._recorder = recorder
         self._places = places
-        self._reducer: DataParallel | None = None
-        self._by_script = False
+        self._reducers: list[DataParallel] = []
+        self._unordered: list[DataParallel] = []
         self._handle: Any = None
-
-    @property
-    def groups(self) -> dict[str, tuple[tuple[int, ...], ...]]:
-        return {AXIS: (tuple(range(self.ranks)),)} if self.ranks > 1 else {}
 
     def owners(self) -> dict[int, Owner]:
         """Whose the buckets are."""
-        buckets = self._reducer.bucket_tensors if self._reducer is not None else []
+        buckets = (bucket for reducer in self._reducers for bucket in reducer.bucket_tensors)
         return {t.untyped_storage()._cdata: Owner("communication", "ddp_bucket") for t in buckets}
 
-    def step_ended(self, models: Sequence[Any]) -> None:
-        """After the first step there is a model to wrap, after the first backward an order of gradients."""
-        if self.ready:
-            return
-        if self._reducer is None:
-            trained = [m for m in models if any(p.requires_grad for p in m.parameters())]
-            if len(trained) != 1:
-                raise Refused(
-                    f"--parallel {AXIS}={self.ranks}: the script calls {len(trained)} models that are trained;"
-                    " wrap them in DistributedDataParallel in the script"
-                )
-            self.wrap(trained[0])
-            self._handle = register_module_forward_pre_hook(
-                lambda module, args: self.before_forward(True) if module is trained[0] else None
+    def are_ready(self, models: Sequence[Any]) -> bool:
+        """Whether every reducer has its buckets in the order of a backward, when a step has ended: after the first
+        there is a model to wrap, after its first backward an order of gradients."""
+        if self._wraps and not self._job.begun and not self._reducers:
+            self._wrap_the_model(models)
+            return False
+        with self._on_gpu():
+            for reducer in [r for r in self._unordered if r.has_an_order]:
+                reducer.rebuild_buckets()
+                self._unordered.remove(reducer)
+        return not self._unordered
+
+    def _wrap_the_model(self, models: Sequence[Any]) -> None:
+        trained = [m for m in models if any(p.requires_grad for p in m.parameters())]
+        if len(trained) != 1:
+            raise Refused(
+                f"--parallel dp={self._job.ranks}: the script calls {len(trained)} models that are trained;"
+                " wrap them in DistributedDataParallel in the script"
             )
-            return
-        with self._on_gpu():
-            self._reducer.rebuild_buckets()
-        self.ready = True
+        reducer = self.wrap(trained[0], self._job.world, self._job.ranks or 1)
+        self._handle = register_module_forward_pre_hook(
+            lambda module, args: reducer.before_forward(True) if module is trained[0] else None
+        )
 
-    def wrap(self, model: Any, bucket_mib: float | None = None, as_view: bool = False) -> None:
-        """Put the reducer around a model."""
+    def wrap(
+        self, model: Any, group: str, ranks: int, bucket_mib: float | None = None, as_view: bool = False
+    ) -> DataParallel:
+        """Put a reducer around a model."""
         with self._on_gpu():
-            self._reducer = DataParallel(model, AXIS, self.ranks, bucket_mib=bucket_mib, as_view=as_view)
-        self._reducer.recorder = self._recorder
+            reducer = DataParallel(model, group, ranks, bucket_mib=bucket_mib, as_view=as_view)
+        reducer.recorder = self._recorder
         self._recorder.after_backward = self._after_backward
-
-    def before_forward(self, synchronize: bool) -> None:
-        if self._reducer is not None:
-            self._reducer.before_forward(synchronize)
+        self._reducers.append(reducer)
+        self._unordered.append(reducer)
+        return reducer
 
     def close(self) -> None:
+        """Forget the script's model."""
         if self._handle is not None:
             self._handle.remove()
 
     def _after_backward(self) -> None:
-        assert self._reducer is not None
-        if not self._reducer.is_complete:
-            place = self._recorder.place_of_script()
-            raise Refused(
-                f"{place}: backward left parameters without a gradient; DistributedDataParallel with unused"
-                " parameters is not synthesized"
-            )
-        self._reducer.after_backward()
+        for reducer in [r for r in self._reducers if r.has_begun]:
+            if not reducer.is_complete:
+                place = self._recorder.place_of_script()
+                raise Refused(
+                    f"{place}: backward left parameters without a gradient; DistributedDataParallel with unused"
+                    " parameters is not synthesized"
+                )
+            reducer.after_backward()
 
     @contextlib.contextmanager
     def _on_gpu(self) -> Iterator[None]:
         with torch._C.DisableTorchFunction(), self._places.asking(True, True):
             yield
 
-    # What a script of several ranks finds ----------------------------------------
-
-    @contextlib.contextmanager
-    def environment(self) -> Iterator[None]:
-        """As torchrun sets it for the first rank."""
-        if self.ranks == 1:
-            yield
-            return
-        ranks = str(self.ranks)
-        told = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-        told |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
-        with unittest.mock.patch.dict(os.environ, told):
-            yield
-        self.close()
-
     def patch(self, put: Put) -> None:
-        """torch.distributed and the wrapper."""
-        begun = False
-
-        def begin(*_: Any, **__: Any) -> None:
-            nonlocal begun
-            begun = True
-
-        answers = {"get_rank": 0, "get_world_size": self.ranks, "get_backend": "nccl", "barrier": None}
-        for name, answer in answers.items():
-            put(dist, name, lambda *_, _answer=answer, **__: _answer)
-        put(torch.cuda, "device_count", lambda: self.ranks)
-        put(dist, "is_initialized", lambda: begun)
-        put(dist, "init_process_group", begin)
-        put(dist, "destroy_process_group", lambda *_: None)
-        put(dist, "all_reduce", lambda tensor, *_, **options: self._communicate("all_reduce", tensor, options))
-        put(dist, "broadcast", lambda tensor, *_, **options: self._communicate("broadcast", tensor, options))
+        """The wrapper, for scripts that wrap their models themselves."""
         wrapper = self._wrapper()
-        put(torch.nn.parallel, "DistributedDataParallel", wrapper)
-        put(torch.nn.parallel.distributed, "DistributedDataParallel", wrapper)
+        put(torch.nn.parallel.DistributedDataParallel, "__init__", self._refused)
+        for place in (torch.nn.parallel, torch.nn.parallel.distributed):
+            put(place, "DistributedDataParallel", wrapper)
 
-    def _communicate(self, kind: Any, tensor: torch.Tensor, options: dict[str, Any]) -> Any:
-        """A collective of the script's own, waited for where it is not asynchronous."""
-        if self._places.on_gpu(tensor) and not self._recorder.stopped:
-            index = self._recorder.communicate(kind, tensor, AXIS)
-            if options.get("async_op"):
-                return _Work(self._recorder, index)
-            self._recorder.wait(index)
-        return _Work(self._recorder, None) if options.get("async_op") else None
+    def _refused(self, *_: Any, **__: Any) -> None:
+        """Where a library took PyTorch's own class before the script ran."""
+        raise Refused(
+            f"{self._recorder.place_of_script()}: a library wraps the model in PyTorch's DistributedDataParallel, whose"
+            " reducer needs data; wrap it in torch.nn.parallel.DistributedDataParallel in the script"
+        )
 
     def _wrapper(self) -> type[torch.nn.Module]:
         replicas = self
@@ -147,16 +114,24 @@ class Replicas:
         class DistributedDataParallel(torch.nn.Module):
             """Stands in for PyTorch's, whose reducer refuses fake tensors."""
 
-            def __init__(self, module: Any, *_: Any, **options: Any) -> None:
+            def __init__(self, module: Any, device_ids: Any = None, *_: Any, **options: Any) -> None:
                 super().__init__()
                 self.module = module
+                self.device_ids = device_ids
                 self.require_backward_grad_sync = True
+                group, ranks = replicas.group_of(options)
                 as_view = bool(options.get("gradient_as_bucket_view"))
-                replicas.wrap(module, options.get("bucket_cap_mb"), as_view)
+                self.reducer = replicas.wrap(module, group, ranks, options.get("bucket_cap_mb"), as_view)
 
             def forward(self, *args: Any, **kwargs: Any) -> Any:
-                replicas.before_forward(self.require_backward_grad_sync)
+                self.reducer.before_forward(self.require_backward_grad_sync)
+                if self.device_ids:
+                    args, kwargs = tree_map(_to_gpu, (args, kwargs))
                 return self.module(*args, **kwargs)
+
+            def register_comm_hook(self, *_: Any, **__: Any) -> None:
+                place = replicas._recorder.place_of_script()
+                raise Refused(f"{place}: `{place.text}`: communication hooks are not synthesized; leave it out")
 
             @contextlib.contextmanager
             def no_sync(self) -> Iterator[None]:
@@ -168,15 +143,20 @@ class Replicas:
 
         return DistributedDataParallel
 
+    def group_of(self, options: dict[str, Any]) -> tuple[str, int]:
+        """The name and the size of the group that a wrapper is given: all ranks, unless it says otherwise."""
+        if self._job.ranks is None:
+            raise Refused(f"{self._recorder.place_of_script()}: DistributedDataParallel: {ONE_GPU}")
+        if not self._job.begun:
+            raise ValueError(
+                "Default process group has not been initialized, please make sure to call init_process_group."
+            )
+        mesh, group = options.get("device_mesh"), options.get("process_group")
+        if mesh is not None:
+            group = mesh.get_group()
+        return self._job.name_of(group), self._job.ranks if group is None else group.size()
 
-class _Work:
-    """What an asynchronous collective gives back."""
 
-    def __init__(self, recorder: ScriptRecorder, index: int | None) -> None:
-        self._recorder = recorder
-        self._index = index
-
-    def wait(self, *_: Any) -> bool:
-        if self._index is not None:
-            self._recorder.wait(self._index)
-        return True
+def _to_gpu(argument: Any) -> Any:
+    """What DistributedDataParallel does with a forward's arguments where it knows of a device."""
+    return argument.to(GPU) if isinstance(argument, torch.Tensor) else argument

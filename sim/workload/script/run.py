@@ -35,8 +35,10 @@ from sim.workload.interrupts import stoppable
 from sim.workload.modules import ModuleTracker
 from sim.workload.optimizers import state_tensors
 from sim.workload.script.devices import GpuFace
+from sim.workload.script.job import Job
+from sim.workload.script.meshes import Meshes
 from sim.workload.script.patches import as_on_a_gpu
-from sim.workload.script.places import Places
+from sim.workload.script.places import Places, held
 from sim.workload.script.pretrained import without_weights
 from sim.workload.script.recorder import Owner, Refused, ScriptRecorder
 from sim.workload.script.replicas import Replicas
@@ -60,7 +62,7 @@ class _Enough(BaseException):
 
 
 def synthesize_script(spec: ScriptSpec, tell: Tell = lambda doing: None) -> OpGraph:
-    """The graph of one training step of a script, as it would run on one GPU.
+    """The graph of one training step of a script, as it would run on one GPU, or as the first rank of a job.
 
     Raises UserError, with the script's line, where it does what cannot be without data.
     """
@@ -68,11 +70,12 @@ def synthesize_script(spec: ScriptSpec, tell: Tell = lambda doing: None) -> OpGr
     run = _Run(spec, tell)
     with stoppable():
         run.to_the_step()
+    several = spec.parallel or (f"on {spec.ranks} ranks" if spec.ranks is not None else "")
     graph = OpGraph(
-        name=" ".join([spec.path.name, *spec.args, *([spec.parallel] if spec.parallel else [])]),
+        name=" ".join([spec.path.name, *spec.args, *([several] if several else [])]),
         programs=(run.builder.program(),),
-        ranks=tuple(RankProgram(rank, 0) for rank in range(spec.ranks)),
-        groups=run.replicas.groups,
+        ranks=tuple(RankProgram(rank, 0) for rank in range(spec.job or 1)),
+        groups=run.job.groups,
         works=tuple(run.builder.works),
         warnings=tuple(
             f"{what}{f' ({times} times)' if times > 1 else ''}" for what, times in run.recorder.told.items()
@@ -92,7 +95,8 @@ class _Run:
         self.places = Places()
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.recorder = ScriptRecorder(spec.path, self._fake, self.places, spec.assume_value)
-        self.replicas = Replicas(spec.ranks, self.recorder, self.places)
+        self.job = Job(spec.job, spec.hosts, "dp" if spec.parallel else "world", self.recorder)
+        self.replicas = Replicas(self.job, bool(spec.parallel), self.recorder, self.places)
         self._tell = tell
         self._steps = 0
         self._depth = 0
@@ -129,8 +133,9 @@ class _Run:
             cut_by_optimizer(self._step_ended),
             _seeded(),
             _quiet(),
-            self.replicas.environment(),
-            as_on_a_gpu(face, self.replicas),
+            self.job.environment(),
+            contextlib.closing(self.replicas),
+            as_on_a_gpu(face, (self.job, self.replicas, Meshes(self.job, self.recorder, face.streams))),
             without_weights(self.recorder),
             no_garbage_collection(),
         )
@@ -144,8 +149,7 @@ class _Run:
     def _step_ended(self) -> None:
         self._steps += 1
         if self.recorder.stopped:
-            self.replicas.step_ended(self._roots)
-            if self.replicas.ready and self._steps >= self.spec.warmup:
+            if self.replicas.are_ready(self._roots) and self._steps >= self.spec.warmup:
                 self._begin()
         else:
             self.builder.synchronize()
@@ -169,7 +173,7 @@ class _Run:
 
         def own(tensor: Any, owner: Owner) -> None:
             if isinstance(tensor, torch.Tensor):
-                owners.setdefault(tensor.untyped_storage()._cdata, owner)
+                owners.setdefault(held(tensor).untyped_storage()._cdata, owner)
 
         for root in self._roots:
             for name, tensor in (*root.named_parameters(), *root.named_buffers()):

@@ -19,9 +19,11 @@ DEFAULT_WARMUP = 1
 class ScriptSpec(msgspec.Struct, frozen=True):
     """What to run.
 
-    The step after the first ``warmup`` optimizer steps is recorded.  ``parallel`` (``dp=8``) says on how many GPUs the
-    script's model would run under DistributedDataParallel.  ``assume_value`` is what the script is answered where it
-    reads a tensor's value; without one such a read ends the run.
+    The step after the first ``warmup`` optimizer steps is recorded.  ``ranks`` is the number of processes that
+    torchrun would start, on ``hosts`` machines, of a script that makes its process group itself; ``parallel``
+    (``dp=8``) says on how many GPUs the model of a script that makes none would run under DistributedDataParallel.
+    ``assume_value`` is what the script is answered where it reads a tensor's value; without one such a read ends the
+    run.
     """
 
     path: Path
@@ -29,10 +31,13 @@ class ScriptSpec(msgspec.Struct, frozen=True):
     parallel: str = ""
     warmup: int = DEFAULT_WARMUP
     assume_value: float | None = None
+    ranks: int | None = None
+    hosts: int = 1
 
     @property
-    def ranks(self) -> int:
-        return int(self.parallel.partition("=")[2]) if self.parallel else 1
+    def job(self) -> int | None:
+        """How many ranks the job has that the script finds; None where it finds one GPU and no job."""
+        return int(self.parallel.partition("=")[2]) if self.parallel else self.ranks
 
     def check(self) -> None:
         """Raise UserError with everything that cannot be, in one line."""
@@ -46,7 +51,16 @@ class ScriptSpec(msgspec.Struct, frozen=True):
         if self.warmup < 1:
             yield f"--warmup {self.warmup}: must be at least 1: in a script's first step the optimizer makes its state"
         if self.parallel and not re.fullmatch(r"dp=[1-9][0-9]{0,5}", self.parallel):
-            yield f"--parallel {self.parallel}: a script is synthesized for one GPU, or under dp=N"
+            yield (
+                f"--parallel {self.parallel}: only dp=N is put around a script's model; for a script that calls"
+                " fully_shard or parallelize_module itself give the number of its ranks, as in --ranks 8"
+            )
+        if self.ranks is not None and not 1 <= self.ranks < 10**6:
+            yield f"--ranks {self.ranks}: must be from 1 to 999999"
+        if self.hosts < 1 or (self.job or 1) % self.hosts:
+            yield f"--hosts {self.hosts}: does not divide the script's {self.job or 1} ranks; give --ranks and --hosts"
+        if self.ranks is not None and self.parallel:
+            yield f"--ranks {self.ranks}: leave it out with --parallel {self.parallel}, which says how many there are"
 
 
 def is_script(word: str | None) -> bool:
@@ -57,17 +71,13 @@ def is_script(word: str | None) -> bool:
     return path.suffix == ".py" or (path.is_file() and path.suffix not in (".json", ".yaml", ".yml"))
 
 
-def script_spec(
-    word: str, args: Sequence[str], parallel: str | None, warmup: int | None, assume_value: float | None,
-    others: dict[str, Any],
-) -> ScriptSpec:  # fmt: skip
-    """The spec that the command line names; ``others`` are options of a model, which a script does not have."""
+def script_spec(word: str, args: Sequence[str], own: dict[str, Any], others: dict[str, Any]) -> ScriptSpec:
+    """The spec that the command line names: ``own`` are options of a script, None where not given, and ``others``
+    those of a model, which a script does not have."""
     given = [f"--{name.replace('_', '-')}" for name, value in others.items() if value is not None]
     if given:
         raise UserError(f"{', '.join(given)}: for a model by name; {word} takes its own arguments, after its name")
-    return ScriptSpec(
-        Path(word), tuple(args), parallel or "", DEFAULT_WARMUP if warmup is None else warmup, assume_value
-    )
+    return ScriptSpec(Path(word), tuple(args), **{name: value for name, value in own.items() if value is not None})
 
 
 def digest(path: Path) -> str:
@@ -84,6 +94,10 @@ def provenance(spec: ScriptSpec) -> dict[str, str]:
     said |= {"args": msgspec.json.encode(spec.args).decode(), "warmup": str(spec.warmup)}
     if spec.parallel:
         said["parallel"] = spec.parallel
+    if spec.ranks is not None:
+        said["ranks"] = str(spec.ranks)
+    if spec.hosts > 1:
+        said["hosts"] = str(spec.hosts)
     if spec.assume_value is not None:
         said["assume_value"] = repr(spec.assume_value)
     return said
@@ -99,11 +113,13 @@ def spec_of_script(graph: OpGraph) -> ScriptSpec | None:
         raise InputError(path, f"is gone; {graph.name} was made from it, and would be made anew")
     if digest(path) != said.get("script_sha256"):
         raise InputError(path, f"has changed since {graph.name} was made from it; synthesize it again")
-    value = said.get("assume_value")
+    value, ranks = said.get("assume_value"), said.get("ranks")
     return ScriptSpec(
         path,
         msgspec.json.decode(said.get("args", "[]"), type=tuple[str, ...]),
         said.get("parallel", ""),
         int(said.get("warmup", DEFAULT_WARMUP)),
         None if value is None else float(value),
+        None if ranks is None else int(ranks),
+        int(said.get("hosts", 1)),
     )

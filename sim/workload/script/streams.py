@@ -49,12 +49,16 @@ class ScriptStream(RecordedStream):
     def query(self) -> bool:
         return True
 
+    def is_capturing(self) -> bool:
+        return False
+
 
 class ScriptDevice(Device):
     """Writes into the builder that the recorder has at the time."""
 
     def __init__(self, recorder: ScriptRecorder) -> None:
         self.recorder = recorder
+        self._of_script = 0
         super().__init__(recorder.builder)
         self._current = self._default = ScriptStream(self, "")
 
@@ -72,14 +76,20 @@ class ScriptDevice(Device):
 
         class Stream(ScriptStream):
             def __init__(self, *_: Any, **__: Any) -> None:
-                device._made += 1
-                super().__init__(device, f"stream {device._made}")
+                device._of_script += 1
+                super().__init__(device, f"stream {device._of_script}")
 
         class Event(ScriptEvent):
             def __init__(self, *_: Any, **__: Any) -> None:
                 super().__init__(device)
 
         return Stream, Event
+
+    def Stream(self, priority: int = 0) -> ScriptStream:  # noqa: N802 (as FSDP's code calls it)
+        return ScriptStream(self, super().Stream(priority).name)
+
+    def Event(self) -> ScriptEvent:  # noqa: N802
+        return ScriptEvent(self)
 
     def default_stream(self, device: Any = None) -> RecordedStream:
         return self._default
