@@ -38,19 +38,22 @@ class _Bucket(NamedTuple):
 
 
 class DataParallel:
-    """One rank's reducer over ``group``, an axis of ``ranks`` ranks.  ``recorder`` is who writes down now."""
+    """One rank's reducer over ``group``, an axis of ``ranks`` ranks; ``buffers`` says whether it broadcasts them.
+    ``recorder`` is who writes down now."""
 
     recorder: Recorder
 
     def __init__(
-        self, model: Any, group: str, ranks: int, *, bucket_mib: float | None = None, as_view: bool = False
-    ) -> None:
+        self, model: Any, group: str, ranks: int, *, bucket_mib: float | None = None, as_view: bool = False,
+        buffers: bool = True,
+    ) -> None:  # fmt: skip
         self._model = model
         self._group = group
         self._share = 1.0 / ranks
         self._limits = bucket_limits(bucket_mib)
         self._as_view = as_view
         self._synchronize = True
+        self._buffers = buffers
         self._buffers_are_due = True
         self._ready: list[Any] = []
         self._under_way: list[int] = []
@@ -98,7 +101,7 @@ class DataParallel:
 
     def before_forward(self, synchronize: bool) -> None:
         """``synchronize``: whether the backward that follows reduces, or only accumulates (``no_sync``)."""
-        if self._buffers_are_due:
+        if self._buffers and self._buffers_are_due:
             self._broadcast_buffers([to_local(b) for b in self._model.buffers()])
         self._synchronize = self._buffers_are_due = synchronize
         self._ready = []

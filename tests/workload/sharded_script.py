@@ -25,6 +25,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mode", choices=["ddp", "fsdp", "hsdp", "fsdp-tp"], default="fsdp")
     parser.add_argument("--keep", action="store_true", help="do not reshard after forward")
     parser.add_argument("--clip", type=float)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     return parser.parse_args()
 
 
@@ -52,18 +53,22 @@ def split(model: torch.nn.Module, mesh: DeviceMesh) -> None:
 def parallelize(model: torch.nn.Module, args: argparse.Namespace, local_rank: int) -> torch.nn.Module:
     ranks = dist.get_world_size()
     if args.mode == "ddp":
-        return DistributedDataParallel(model, device_ids=[local_rank])
+        return DistributedDataParallel(model, device_ids=[local_rank] if args.device == "cuda" else None)
     if args.mode == "fsdp":
-        shard(model, init_device_mesh("cuda", (ranks,)), args.keep)
+        shard(model, init_device_mesh(args.device, (ranks,)), args.keep)
     elif args.mode == "hsdp":
-        of_a_host = torch.cuda.device_count()
+        of_a_host = int(os.environ["LOCAL_WORLD_SIZE"])
         shard(
-            model, init_device_mesh("cuda", (ranks // of_a_host, of_a_host), mesh_dim_names=("dp", "fsdp")), args.keep
+            model,
+            init_device_mesh(args.device, (ranks // of_a_host, of_a_host), mesh_dim_names=("dp", "fsdp")),
+            args.keep,
         )
     else:
-        mesh = init_device_mesh("cuda", (ranks // 2, 2), mesh_dim_names=("fsdp", "tp"))
+        mesh = init_device_mesh(args.device, (ranks // 2, 2), mesh_dim_names=("fsdp", "tp"))
         split(model, mesh["tp"])
         shard(model, mesh["fsdp"], args.keep)
+    if args.device == "cpu":  # gloo has no average
+        model.set_force_sum_reduction_for_comms(True)
     return model
 
 
@@ -77,17 +82,19 @@ def by_mesh(model: torch.nn.Module) -> list[dict[str, list[torch.Tensor]]]:
 
 def main() -> None:
     args = arguments()
-    dist.init_process_group("nccl")
+    dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
     rank, local_rank = dist.get_rank(), int(os.environ["LOCAL_RANK"])
-    torch.cuda.set_device(local_rank)
-    device = torch.device("cuda", local_rank)
+    device = torch.device("cpu")
+    if args.device == "cuda":
+        torch.cuda.set_device(local_rank)
+        device = torch.device("cuda", local_rank)
     config = AutoConfig.from_pretrained(args.model)
     model = parallelize(AutoModelForCausalLM.from_config(config).to(device), args, local_rank)
     optimizer = torch.optim.AdamW(by_mesh(model), lr=1e-4)
     data = TensorDataset(torch.randint(0, config.vocab_size, (64, 16)))
     sampler: DistributedSampler = DistributedSampler(data, shuffle=True)
     assert len(sampler) == 64 // int(os.environ["WORLD_SIZE"])
-    loader = DataLoader(data, batch_size=2, sampler=sampler, num_workers=2, pin_memory=True)
+    loader = DataLoader(data, batch_size=2, sampler=sampler, pin_memory=args.device == "cuda")
     for epoch in range(2):
         sampler.set_epoch(epoch)
         for step, (ids,) in enumerate(loader):

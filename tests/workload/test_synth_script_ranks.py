@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,6 +22,7 @@ from sim.workload.replicas import one_gpu
 from sim.workload.script.run import synthesize_script
 from sim.workload.script.spec import ScriptSpec
 from sim.workload.synth import SynthSpec, synthesize
+from tests.workload.real_sharded_script import HOSTS, RANKS, clipping
 from tests.workload.tiny_models import model_folder
 
 SHARDED = Path(__file__).parent / "sharded_script.py"
@@ -104,6 +107,34 @@ def test_the_streams_of_fsdp_are_a_scripts_too(tmp_path: Path) -> None:
     on = Counter((op.kind, lanes[op.lane].name) for op in collectives(graph))
     # Two blocks, gathered in forward and backward, and the root's own, which stays; each reduced once.
     assert on == {("all_gather", "fsdp:all-gather"): 5, ("reduce_scatter", "fsdp:reduce-scatter"): 3}
+
+
+# The same as a real run ----------------------------------------------------------------------------------------------
+
+MODES = ("ddp", "fsdp", "hsdp", "fsdp-tp")
+
+
+@pytest.fixture(scope="module")
+def real_runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The collectives of the script's third step in four gloo processes, with numbers in them, by mode."""
+    folder = tmp_path_factory.mktemp("real")
+    model = model_folder(folder / "model", "llama")
+    command = [sys.executable, "-m", "tests.workload.real_sharded_script"]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(folder), model, *MODES], stdout=subprocess.PIPE)
+        for rank in range(RANKS)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * RANKS
+    return model, json.loads(outputs[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_a_scripts_collectives_are_those_of_the_real_run(real_runs: Any, mode: str) -> None:
+    model, real = real_runs
+    graph = of_script(SHARDED, model, "--mode", mode, *clipping(mode), ranks=RANKS, hosts=HOSTS)
+    assert [[op.kind, op.bytes, op.dtype] for op in collectives(graph)] == real[mode]
 
 
 # What a script of several ranks does ---------------------------------------------------------------------------------
@@ -231,6 +262,29 @@ fully_shard(model, offload_policy=CPUOffloadPolicy())
     assert copies == {"h2d": 8, "d2h": 4} and resident(graph)["parameter"] == 0
 
 
+def test_buffers_are_broadcast_unless_the_wrapper_is_told_not_to(tmp_path: Path) -> None:
+    before = "model = DDP(model.append(torch.nn.BatchNorm1d(8).to(rank)), broadcast_buffers={})"
+    kinds = [[op.kind for op in collectives(of_script(script(tmp_path, before.format(on))))] for on in (True, False)]
+    # The norm's running mean and variance are of one type, its count of another.
+    assert kinds == [["broadcast", "broadcast", "all_reduce"], ["all_reduce"]]
+
+
+def test_a_mesh_makes_the_job_where_the_script_does_not(tmp_path: Path) -> None:
+    path = script(tmp_path, "fully_shard(model, mesh=init_device_mesh('cuda', (8,)))")
+    path.write_text(path.read_text().replace('dist.init_process_group("nccl")', ""))
+    assert [op.kind for op in collectives(of_script(path))] == ["all_gather", "reduce_scatter"]
+
+
+def test_ranks_that_would_train_apart_are_told(tmp_path: Path) -> None:
+    path = script(tmp_path, "pass")
+    assert of_script(path).warnings == ("the step has no collective: each rank trains alone",)
+    path.write_text(path.read_text().replace('dist.init_process_group("nccl")', ""))
+    with pytest.raises(
+        UserError, match=r"makes no process group, so each rank would train alone; give --parallel dp=8"
+    ):
+        of_script(path)
+
+
 def test_a_job_knows_its_hosts(tmp_path: Path) -> None:
     before = (
         "assert os.environ['LOCAL_WORLD_SIZE'] == '4' and torch.cuda.device_count() == 4 and dist.get_world_size() == 8"
@@ -250,6 +304,8 @@ def test_a_job_knows_its_hosts(tmp_path: Path) -> None:
             "dist.all_reduce(torch.zeros(1, device='cuda'), group=dist.new_group([0, 1]))",
             "let every rank make the groups",
         ),
+        ("model = DDP(model, mixed_precision=1)", "DistributedDataParallel's mixed_precision is not synthesized"),
+        ("torch.nn.SyncBatchNorm(8).to(rank)(torch.ones(4, 8, device=rank))", "leave convert_sync_batchnorm out"),
         ("init_device_mesh('cuda', (3, 3))", "Mesh should not be bigger than default world size 8"),
         ("torch.distributed.fsdp.FullyShardedDataParallel(model)", "fully_shard (FSDP2)"),
     ],

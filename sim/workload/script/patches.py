@@ -318,5 +318,7 @@ def _refusals(face: GpuFace, put: Put) -> None:
     processes = "each process is one rank of a job; let the script be one, as under torchrun, and give --ranks 8"
     put(torch.multiprocessing, "spawn", refuse("torch.multiprocessing.spawn", processes))
     put(torch.nn.DataParallel, "__init__", refuse("nn.DataParallel", "it needs several GPUs; leave it out"))
+    norms = "its statistics have kernels of CUDA's alone; leave convert_sync_batchnorm out"
+    put(torch.nn.SyncBatchNorm, "forward", refuse("SyncBatchNorm", norms))
     flat = "FSDP1 is not synthesized; shard the model with torch.distributed.fsdp.fully_shard (FSDP2)"
     put(torch.distributed.fsdp.FullyShardedDataParallel, "__init__", refuse("FullyShardedDataParallel", flat))

@@ -18,6 +18,7 @@ from sim.workload.script.job import ONE_GPU, Job
 from sim.workload.script.places import Places
 from sim.workload.script.recorder import Owner, Refused, ScriptRecorder
 
+NOT_SYNTHESIZED = ("mixed_precision", "delay_all_reduce_named_params", "param_to_hook_all_reduce")
 Put = Callable[[Any, str, Any], None]
 
 
@@ -62,12 +63,10 @@ class Replicas:
             lambda module, args: reducer.before_forward(True) if module is trained[0] else None
         )
 
-    def wrap(
-        self, model: Any, group: str, ranks: int, bucket_mib: float | None = None, as_view: bool = False
-    ) -> DataParallel:
-        """Put a reducer around a model."""
+    def wrap(self, model: Any, group: str, ranks: int, **options: Any) -> DataParallel:
+        """Put a reducer around a model; ``options`` are the reducer's."""
         with self._on_gpu():
-            reducer = DataParallel(model, group, ranks, bucket_mib=bucket_mib, as_view=as_view)
+            reducer = DataParallel(model, group, ranks, **options)
         reducer.recorder = self._recorder
         self._recorder.after_backward = self._after_backward
         self._reducers.append(reducer)
@@ -120,8 +119,12 @@ class Replicas:
                 self.device_ids = device_ids
                 self.require_backward_grad_sync = True
                 group, ranks = replicas.group_of(options)
-                as_view = bool(options.get("gradient_as_bucket_view"))
-                self.reducer = replicas.wrap(module, group, ranks, options.get("bucket_cap_mb"), as_view)
+                self.reducer = replicas.wrap(
+                    module, group, ranks,
+                    bucket_mib=options.get("bucket_cap_mb"),
+                    as_view=bool(options.get("gradient_as_bucket_view")),
+                    buffers=bool(options.get("broadcast_buffers", True)),
+                )  # fmt: skip
 
             def forward(self, *args: Any, **kwargs: Any) -> Any:
                 self.reducer.before_forward(self.require_backward_grad_sync)
@@ -147,6 +150,10 @@ class Replicas:
         """The name and the size of the group that a wrapper is given: all ranks, unless it says otherwise."""
         if self._job.ranks is None:
             raise Refused(f"{self._recorder.place_of_script()}: DistributedDataParallel: {ONE_GPU}")
+        for option in NOT_SYNTHESIZED:
+            if options.get(option):
+                place = self._recorder.place_of_script()
+                raise Refused(f"{place}: DistributedDataParallel's {option} is not synthesized; leave it out")
         if not self._job.begun:
             raise ValueError(
                 "Default process group has not been initialized, please make sure to call init_process_group."

@@ -29,6 +29,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sim.errors import InputError, UserError
 from sim.graph import OpGraph, RankProgram
+from sim.ops import Collective
 from sim.workload.builder import ProgramBuilder
 from sim.workload.capture.cutting import cut_by_optimizer
 from sim.workload.interrupts import stoppable
@@ -155,9 +156,16 @@ class _Run:
             self.builder.synchronize()
             self.builder.mark(STEP, 0, "end")
             self.recorder.stopped = True
+            if (self.spec.job or 1) > 1 and not any(isinstance(op, Collective) for op in self.builder.ops):
+                self.recorder.told["the step has no collective: each rank trains alone"] += 1
             raise _Enough
 
     def _begin(self) -> None:
+        if self.spec.ranks not in (None, 1) and not self.job.begun:
+            raise Refused(
+                f"--ranks {self.spec.ranks}: {self.spec.path} makes no process group, so each rank would train alone;"
+                f" give --parallel dp={self.spec.ranks} to put DistributedDataParallel around its model"
+            )
         self._tell("recording a step")
         with torch._C.DisableTorchFunction():
             owners = {**self._owners(), **self.replicas.owners()}
