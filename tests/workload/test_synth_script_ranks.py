@@ -232,6 +232,14 @@ assert dist.get_world_size(groups[0]) == 2 and dist.get_backend() == "nccl"
     assert graph.groups["group"] == ((0, 1), (2, 3), (4, 5), (6, 7))
 
 
+def test_a_group_that_others_have_no_like_of_can_be_made_and_not_used(tmp_path: Path) -> None:
+    path = script(tmp_path, "groups = [dist.new_group([0, 1]), dist.new_group([2, 3, 4, 5, 6, 7])]; model = DDP(model)")
+    assert [op.group for op in collectives(of_script(path))] == ["world"]
+    path.write_text(path.read_text().replace("    pass", "    dist.all_reduce(loss, group=groups[0])"))
+    with pytest.raises(UserError, match=r"communicates in a group that not every rank has one like"):
+        of_script(path)
+
+
 def test_a_model_made_without_memory_is_sharded_and_given_memory(tmp_path: Path) -> None:
     before = """
 with torch.device("meta"):

@@ -24,7 +24,7 @@ from sim.workload.script.recorder import PARTIAL, Refused, ScriptRecorder, outsi
 
 Put = Callable[[Any, str, Any], None]
 # What can be waited for, where it is asked for with async_op.
-COLLECTIVES = (
+WAITABLE = (
     "all_reduce", "broadcast", "reduce", "all_gather_into_tensor", "all_gather_single", "reduce_scatter_tensor",
     "reduce_scatter_single", "all_to_all_single",
 )  # fmt: skip
@@ -90,7 +90,7 @@ class Job:
         for name in ("barrier", "monitored_barrier"):
             put(dist, name, lambda *_, **__: None)
         put(dist, "broadcast_object_list", self._broadcast_objects)
-        for name in COLLECTIVES:
+        for name in WAITABLE:
             if hasattr(dist, name):
                 put(dist, name, self._waitable(getattr(dist, name)))
         for name in NOT_SYNTHESIZED:
@@ -131,9 +131,9 @@ class Job:
         return make
 
     def _made(self, members: tuple[int, ...], own: str | None, description: str | None) -> None:
-        """Groups that are made one after the other without a rank in common are alike; when every rank is in one, what
-        the rank that runs does in its own is known of all."""
-        if not self._members.isdisjoint(members):
+        """Groups of one size that are made one after the other without a rank in common are alike; when every rank is
+        in one, what the rank that runs does in its own is known of all."""
+        if self._alike and (len(members) != len(self._alike[0]) or not self._members.isdisjoint(members)):
             self._alike, self._members, self._own = [], set(), None
         self._alike.append(members)
         self._members.update(members)

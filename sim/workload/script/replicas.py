@@ -154,6 +154,9 @@ class Replicas:
             if options.get(option):
                 place = self._recorder.place_of_script()
                 raise Refused(f"{place}: DistributedDataParallel's {option} is not synthesized; leave it out")
+        if options.get("find_unused_parameters"):
+            place = self._recorder.place_of_script()
+            self._recorder.told[f"find_unused_parameters at {place}: its own small all-reduce is left out"] += 1
         if not self._job.begun:
             raise ValueError(
                 "Default process group has not been initialized, please make sure to call init_process_group."

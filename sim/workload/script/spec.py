@@ -37,7 +37,8 @@ class ScriptSpec(msgspec.Struct, frozen=True):
     @property
     def job(self) -> int | None:
         """How many ranks the job has that the script finds; None where it finds one GPU and no job."""
-        return int(self.parallel.partition("=")[2]) if self.parallel else self.ranks
+        replicas = int(self.parallel.partition("=")[2]) if self.parallel else 1
+        return replicas if replicas > 1 else self.ranks
 
     def check(self) -> None:
         """Raise UserError with everything that cannot be, in one line."""
