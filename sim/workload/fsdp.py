@@ -61,17 +61,10 @@ class RecordedEvent:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._awaited: tuple[int, ...] = ()
-        self._builder = device.builder
+        self.awaited: tuple[int, ...] = ()
 
     def record(self, stream: RecordedStream | None = None) -> None:
-        self._builder = self._device.builder
-        self._awaited = self._builder.event((stream or self._device.current_stream()).lane)
-
-    @property
-    def awaited(self) -> tuple[int, ...]:
-        """Nothing, where it was recorded before the program that is written now began."""
-        return self._awaited if self._builder is self._device.builder else ()
+        self.awaited = self._device.builder.event((stream or self._device.current_stream()).lane)
 
 
 class Device:

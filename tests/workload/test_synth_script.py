@@ -398,13 +398,6 @@ def test_a_side_stream_and_its_waits_are_written_down(tmp_path: Path) -> None:
     assert ops[products[0].after[0]].lane == 1 and ops.index(products[0]) in products[1].after
 
 
-def test_an_event_of_an_earlier_step_has_passed(tmp_path: Path) -> None:
-    body = "torch.cuda.current_stream().wait_event(done); y = x * 2; done.record()"
-    graph = of_script(script(tmp_path, body, before="done = torch.cuda.Event(); done.record()"), warmup=2)
-    product = next(op for op in ops_of(graph) if isinstance(op, Kernel) and op.name == "aten::mul")
-    assert product.after == ()
-
-
 def test_pretrained_models_are_built_without_weights(tmp_path: Path) -> None:
     # GPT-2 with one of its twelve layers: 124439808 - 11 x 7087872 = 46473216.
     folder, path = model_folder(tmp_path / "model", "llama"), tmp_path / "train.py"
