@@ -20,13 +20,14 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 
 from sim.errors import UserError
 from sim.workload.ddp import DataParallel
+from sim.workload.heads import TARGET, Shape
 from sim.workload.optimizers import clip_gradients
 from sim.workload.p2p import PointToPoint
 from sim.workload.parallel import to_local
 from sim.workload.record import Recorder
 from sim.workload.spec import SynthSpec
-from sim.workload.stages import Stage, parts_of
-from sim.workload.tasks import DTYPES, Batch, Task
+from sim.workload.stages import Stage, parts_of, passed_dtype, passed_shape
+from sim.workload.tasks import Batch, Task
 from sim.workload.train import TrainingStep
 
 
@@ -105,16 +106,17 @@ def build_stages(spec: SynthSpec, config: Any, task: Task, mesh: Any) -> Stages:
 
 
 class PipelineStep(TrainingStep):
-    """One step of this rank's stages under a schedule."""
+    """One step of this rank's stages under a schedule; ``entering`` is what a micro-batch is to the first of all."""
 
     def __init__(
-        self, spec: SynthSpec, stages: Stages, wrappers: Sequence[DataParallel], wires: PointToPoint, mesh: Any
-    ) -> None:
+        self, spec: SynthSpec, stages: Stages, entering: torch.Tensor, wrappers: Sequence[DataParallel],
+        wires: PointToPoint, mesh: Any,
+    ) -> None:  # fmt: skip
         super().__init__(spec, stages)
         self.wrappers = wrappers
         self.wires = wires
         self._group = mesh.get_group("pp")
-        self._stages = [_recorded(spec, stage, self._group) for stage in stages]
+        self._stages = [_recorded(spec, stage, entering, self._group) for stage in stages]
         for stage, wrapper in zip(self._stages, wrappers, strict=False):
             stage.wrapper = wrapper
         self.roots = [stage.model for stage in stages]
@@ -177,11 +179,13 @@ class PipelineStep(TrainingStep):
         self._update(recorder)
 
     def _call(self, schedule: Any, stages: Sequence[RecordedStage], batch: Batch) -> None:
-        inputs = (batch["input_ids"],) if any(stage.is_first for stage in stages) else ()
-        target = {"target": batch["labels"]} if any(stage.is_last for stage in stages) else {}
+        head = stages[0].submod.head
+        has_first = any(stage.is_first for stage in stages)
+        inputs = (batch[head.enters],) if has_first else ()
+        target = {"target": batch[TARGET]} if any(stage.is_last for stage in stages) else {}
         call = schedule.step if self.spec.training else schedule.eval
         with torch.set_grad_enabled(self.spec.training):
-            call(*inputs, **target, return_outputs=False)
+            call(*inputs, **target, **head.beside(batch, has_first), return_outputs=False)
 
     @contextlib.contextmanager
     def _recording(self, recorder: Recorder) -> Iterator[None]:
@@ -196,15 +200,17 @@ class PipelineStep(TrainingStep):
         clip_gradients(self.updated, most, self._group)
 
 
-def _recorded(spec: SynthSpec, stage: Stage, group: Any) -> RecordedStage:
-    part, config = stage.part, stage.model.config
-    dtype = DTYPES[spec.fsdp_dtype or spec.parameter_dtype]
-    hidden = torch.empty(spec.batch, spec.seq, config.hidden_size, dtype=dtype, requires_grad=spec.training)
-    tokens = torch.empty(spec.batch, spec.seq, dtype=torch.long)
-    logits = torch.empty(spec.batch, spec.seq, config.vocab_size, dtype=dtype, requires_grad=spec.training)
+def _recorded(spec: SynthSpec, stage: Stage, entering: torch.Tensor, group: Any) -> RecordedStage:
+    part, head, config = stage.part, stage.head, stage.model.config
+
+    def computed(shape: Shape) -> torch.Tensor:
+        return torch.empty(shape, dtype=passed_dtype(spec), requires_grad=spec.training)
+
+    hidden = computed(passed_shape(spec, config))
     return RecordedStage(
         stage, part.number, part.stages, torch.device("cpu"), group=group,
-        input_args=(tokens if part.is_first else hidden,), output_args=(logits if part.is_last else hidden,),
+        input_args=(entering if part.is_first else hidden,),
+        output_args=tuple(computed(head.shape(spec, config)) for _ in head.answers) if part.is_last else (hidden,),
     )  # fmt: skip
 
 

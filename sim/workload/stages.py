@@ -2,7 +2,8 @@
 
 The first stage has the embeddings, the last one the final norm and the head; layers are dealt out evenly, the ones
 left over to the stages in the middle first.  A stage is the transformers model built with its layers alone, its missing
-parts taken out, and fed the hidden states of the stage before as ``inputs_embeds``.
+parts taken out, and fed the hidden states of the stage before in place of embedded tokens (``inputs_embeds``) or of an
+image.  What the whole model reads beside these, such as a padding mask, each stage reads itself.
 """
 
 from __future__ import annotations
@@ -10,31 +11,49 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 
 from sim.errors import UserError
 from sim.workload.cuda_choices import CudaChoices
+from sim.workload.heads import FOR_EMBEDDINGS, Answers, Shape, head_of
 from sim.workload.spec import SynthSpec
-from sim.workload.tasks import DTYPES, Task, build_model
+from sim.workload.tasks import DTYPES, TASKS, Task, build_model, no_cache, task_of
 from sim.workload.train import checkpoint_activations
 
 
 class Family(NamedTuple):
-    """Where in a causal language model of a type the parts are, by path from its base model: the layers, what comes
-    before them and what behind.  ``added`` are embeddings that are added to the hidden states, ``passed`` modules that
-    a later stage passes on what they are given."""
+    """Where in a model of a type the parts are, by path from its base model: the layers, what comes before them and
+    what behind.  ``added`` are embeddings that are added to the hidden states, ``passed`` modules that a later stage
+    passes on what they are given.  Hidden states come in as ``stream``, ``tokens`` long; ``tasks`` are what its models
+    are cut for."""
 
     layers: str
     embeddings: tuple[str, ...]
     norms: tuple[str, ...]
     added: tuple[str, ...] = ()
     passed: tuple[str, ...] = ()
+    stream: str = "inputs_embeds"
+    tokens: Callable[[SynthSpec, Any], int] = lambda spec, config: spec.seq or 0
+    tasks: tuple[str, ...] = ("causal-lm",)
+
+
+def _patches(spec: SynthSpec, config: Any) -> int:
+    """The patches of an image, and the class token before them."""
+    height, width = _both(config.image_size)
+    tall, wide = _both(config.patch_size)
+    return (height // tall) * (width // wide) + 1
+
+
+def _both(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 _LLAMA = Family("layers", ("embed_tokens",), ("norm",))
 FAMILIES = {
+    "bert": Family("encoder.layer", (), (), passed=("embeddings",), tasks=("question-answering",)),
     "gpt2": Family("h", ("wte",), ("ln_f",), added=("wpe",), passed=("drop",)),
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -43,6 +62,10 @@ FAMILIES = {
         ("decoder.final_layer_norm", "decoder.project_out"), added=("decoder.embed_positions",),
     ),
     "qwen2": _LLAMA,
+    "vit": Family(
+        "layers", (), ("layernorm",), passed=("embeddings",), stream="pixel_values", tokens=_patches,
+        tasks=("image-classification",),
+    ),
 }  # fmt: skip
 
 
@@ -70,8 +93,12 @@ def parts_of(spec: SynthSpec, config: Any, task: Task, stages: int) -> list[Part
             f"{spec.model}: models of type {config.model_type!r} are not cut into pipeline stages yet; those of "
             f"{', '.join(FAMILIES)} are"
         )
-    if task.auto_class != "AutoModelForCausalLM":
-        raise UserError(f"--task {spec.task}: only causal language models are cut into pipeline stages; leave it out")
+    able = FAMILIES[config.model_type].tasks
+    if task not in (TASKS[name] for name in able):
+        raise UserError(
+            f"--task {spec.task}: models of type {config.model_type!r} are cut into pipeline stages for "
+            f"{' and '.join(able)} alone"
+        )
     layers = config.num_hidden_layers
     if layers < stages:
         raise UserError(
@@ -102,31 +129,30 @@ def _counts(spec: SynthSpec, layers: int, stages: int) -> list[int]:
 
 
 class Stage(torch.nn.Module):
-    """One part of a model: hidden states (or tokens) in, hidden states (or logits) out."""
+    """One part of a model: hidden states (or tokens, or images) in, hidden states (or the head's answers) out."""
 
     def __init__(self, spec: SynthSpec, config: Any, task: Task, part: Part) -> None:
         super().__init__()
         self.spec = spec
         self.part = part
+        self.head = head_of(task)
         self.model = _cut(spec, config, task, part)
         self._no_split_modules = self.model._no_split_modules
+        self._enters = self.head.enters if part.is_first else FAMILIES[config.model_type].stream
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, stream: torch.Tensor, **beside: torch.Tensor) -> Answers:
+        given = {name: told for name, told in beside.items() if self.part.is_first or name not in FOR_EMBEDDINGS}
         with self.computing():
-            given = {"input_ids" if self.part.is_first else "inputs_embeds": hidden, "use_cache": False}
+            given |= {self._enters: stream, **no_cache(self.model)}
             if self.part.is_last:
-                logits: torch.Tensor = self.model(**given).logits
-                return logits
+                return self.head.answers_of(self.model(**given))
             states: torch.Tensor = self.model.base_model(**given).last_hidden_state
             return states
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, answers: Answers, target: torch.Tensor) -> torch.Tensor:
         """The model's own loss, which the schedule asks of the last stage."""
         with self.computing():
-            loss: torch.Tensor = self.model.loss_function(
-                logits=logits, labels=labels, vocab_size=self.model.config.vocab_size
-            )
-            return loss
+            return self.head.loss(self.model, answers, target)
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
@@ -137,14 +163,24 @@ class Stage(torch.nn.Module):
             yield
 
 
-def is_tied(config: Any) -> bool:
+def passed_shape(spec: SynthSpec, config: Any) -> Shape:
+    """The shape of the hidden states of a micro-batch."""
+    return spec.batch, FAMILIES[config.model_type].tokens(spec, config), config.hidden_size
+
+
+def passed_dtype(spec: SynthSpec) -> torch.dtype:
+    """Their dtype; under autocast the residual stream stays in that of the parameters."""
+    return DTYPES[spec.fsdp_dtype or spec.parameter_dtype]
+
+
+def is_tied(config: Any, task: Task) -> bool:
     """Whether the head's weights are the embedding's, which two stages then hold."""
-    return bool(getattr(config, "tie_word_embeddings", False))
+    return task is TASKS["causal-lm"] and bool(getattr(config, "tie_word_embeddings", False))
 
 
 def warnings_of(spec: SynthSpec, config: Any) -> tuple[str, ...]:
     """What a reader of the graph must know."""
-    if not is_tied(config):
+    if not is_tied(config, task_of(spec, config)):
         return ()
     return (
         f"{spec.model} ties its head to its embedding: the first and the last stage each train a copy, and nothing "
@@ -161,12 +197,12 @@ def _cut(spec: SynthSpec, config: Any, task: Task, part: Part) -> Any:
     if not part.is_first:
         _replace(body, (*family.embeddings,), lambda: None)
         _replace(body, family.added, _AddsNothing)
-        _replace(body, family.passed, torch.nn.Identity)
+        _replace(body, family.passed, lambda: _PassesOn(passed_dtype(spec)))
     if not part.is_last:
         # A norm is called where it is there at all; OPT's is asked for first.
         _replace(body, family.norms, torch.nn.Identity)
-        model.set_output_embeddings(None)
-    elif not part.is_first and is_tied(config):
+        setattr(model, head_of(task).module, None)
+    elif not part.is_first and is_tied(config, task):
         # Its copy of the embedding's weights is the head's alone.
         head = model.get_output_embeddings()
         head.weight = torch.nn.Parameter(torch.empty_like(head.weight))
@@ -195,6 +231,19 @@ def _replace(body: Any, paths: Iterable[str], make: Callable[[], Any]) -> None:
         owner = body.get_submodule(parent)
         if getattr(owner, leaf, None) is not None:
             setattr(owner, leaf, make())
+
+
+class _PassesOn(torch.nn.Module):
+    """Embeddings of a stage that has none: what comes in goes out."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        # ViT asks the projection of its patches which dtype an image should come in.
+        projection = SimpleNamespace(weight=torch.empty(0, dtype=dtype))
+        self.patch_embeddings = SimpleNamespace(projection=projection)
+
+    def forward(self, stream: Any = None, *, inputs_embeds: Any = None, **others: Any) -> Any:
+        return inputs_embeds if stream is None else stream
 
 
 class _AddsNothing(torch.nn.Module):

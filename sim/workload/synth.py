@@ -26,6 +26,7 @@ from sim.workload.cards import find_config
 from sim.workload.cuda_choices import CudaChoices
 from sim.workload.ddp import DataParallel
 from sim.workload.fsdp import Sharding
+from sim.workload.heads import head_of
 from sim.workload.interrupts import stoppable
 from sim.workload.liveness import free_at_last_use
 from sim.workload.modules import ModuleTracker
@@ -194,11 +195,13 @@ class _Synthesis:
         for stage in stages:
             self._split(stage.model)
         batch = self.task.batch(msgspec.structs.replace(spec, batch=spec.batch * spec.micro_batches), self.config)
+        batch = head_of(self.task).with_one_target(batch)
+        entering = batch[head_of(self.task).enters][: spec.batch]
         places = self.plan.size("pp")
         wires = PointToPoint(self.mesh["pp"].get_local_rank(), self.plan.ranks // places)
         with self._sharding(*stages) as sharding:
             wrappers = [wrapper for stage in stages if (wrapper := self._data_parallel(stage)) is not None]
-            step = PipelineStep(spec, stages, wrappers, wires, self.mesh)
+            step = PipelineStep(spec, stages, entering, wrappers, wires, self.mesh)
             step.prepare([batch], self._recorder(ProgramBuilder(), stages, sharding))
             self._record_step(step, [batch], self._recorder(builder, stages, sharding))
         self.groups = wires.groups()

@@ -1,4 +1,4 @@
-"""Run by test_pipeline_gloo in two processes: a tiny Llama in real stages over gloo, what it sends written to a file.
+"""Run by test_pipeline_gloo in two processes: a tiny model in real stages over gloo, what it sends written to a file.
 
 Arguments: rank, folder of the model, schedule, micro-batches, the file of the store, the file for the answer.  The
 stages find out by themselves what passes between them, as a user's do.
@@ -19,9 +19,11 @@ from torch.distributed import distributed_c10d
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
 from sim.workload.cards import find_config
+from sim.workload.heads import TARGET, head_of
 from sim.workload.spec import SynthSpec
 from sim.workload.stages import Stage, parts_of
 from sim.workload.tasks import task_of
+from tests.workload.tiny_models import IMAGES
 
 BATCH, SEQ = 2, 16
 Sent = list[list[tuple[str, int, int]]]
@@ -53,9 +55,12 @@ def logged(sent: Sent) -> dict[str, Any]:
 def main(rank: int, folder: str, name: str, micro_batches: int, store: str, answer: str) -> None:
     dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
     count = 4 if name == "interleaved" else 2
-    spec = SynthSpec(model=folder, batch=BATCH, seq=SEQ, mode="train", parallel="pp=2")
     config = find_config(folder)
+    seq = None if config.model_type in IMAGES else SEQ
+    spec = SynthSpec(model=folder, batch=BATCH * micro_batches, seq=seq, mode="train", parallel="pp=2")
     task = task_of(spec, config)
+    head = head_of(task)
+    batch = head.with_one_target(task.batch(spec, config))
     own = [Stage(spec, config, task, part) for part in parts_of(spec, config, task, count)[rank::2]]
     stages = [PipelineStage(stage, stage.part.number, count, torch.device("cpu")) for stage in own]
     loss = next((stage.loss for stage in own if stage.part.is_last), lambda output, target: output.sum())
@@ -64,9 +69,10 @@ def main(rank: int, folder: str, name: str, micro_batches: int, store: str, answ
         schedule: Any = ScheduleInterleaved1F1B(stages, micro_batches, loss)
     else:
         schedule = single[name](stages[0], micro_batches, loss)
-    tokens = torch.zeros(BATCH * micro_batches, SEQ, dtype=torch.long)
-    inputs = (tokens,) if any(stage.is_first for stage in stages) else ()
-    target = {"target": tokens} if any(stage.is_last for stage in stages) else {}
+    has_first = any(stage.is_first for stage in stages)
+    inputs = (batch[head.enters],) if has_first else ()
+    target = {"target": batch[TARGET]} if any(stage.is_last for stage in stages) else {}
+    beside = head.beside(batch, has_first)
     sent: Sent = []
     calls = logged(sent)
     on_cpu = unittest.mock.patch.object(Stage, "computing", lambda stage: contextlib.nullcontext())
@@ -76,7 +82,7 @@ def main(rank: int, folder: str, name: str, micro_batches: int, store: str, answ
             patched.enter_context(patch)
         for _ in range(2):
             sent.clear()  # the first step also finds out what passes between stages
-            schedule.step(*inputs, **target, return_outputs=False)
+            schedule.step(*inputs, **target, **beside, return_outputs=False)
     Path(answer).write_text(json.dumps(sent))
     dist.destroy_process_group()
 

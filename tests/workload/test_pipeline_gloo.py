@@ -13,7 +13,7 @@ from sim.graph import OpGraph
 from sim.ops import Collective
 from sim.workload.synth import SynthSpec, synthesize
 from tests.workload.pipeline_loop import BATCH, SEQ, Sent
-from tests.workload.tiny_models import model_folder
+from tests.workload.tiny_models import IMAGES, model_folder
 
 
 def really_sent(folder: str, schedule: str, micro_batches: int, path: Path) -> list[Sent]:
@@ -44,19 +44,24 @@ def synthesized(graph: OpGraph, rank: int) -> Sent:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "micro_batches"),
+    ("family", "schedule", "micro_batches"),
     [
-        ("1f1b", 3),
-        pytest.param("gpipe", 2, marks=pytest.mark.slow),
-        pytest.param("interleaved", 4, marks=pytest.mark.slow),
+        ("llama", "1f1b", 3),
+        pytest.param("llama", "gpipe", 2, marks=pytest.mark.slow),
+        pytest.param("llama", "interleaved", 4, marks=pytest.mark.slow),
+        ("bert", "1f1b", 3),
+        pytest.param("bert", "interleaved", 4, marks=pytest.mark.slow),
+        pytest.param("vit", "1f1b", 3, marks=pytest.mark.slow),
     ],
 )
-def test_real_ranks_send_the_same_in_the_same_order(schedule: str, micro_batches: int, tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "model", "llama", num_hidden_layers=4)
+def test_real_ranks_send_the_same_in_the_same_order(
+    family: str, schedule: str, micro_batches: int, tmp_path: Path
+) -> None:
+    folder = model_folder(tmp_path / "model", family, num_hidden_layers=4)
     graph = synthesize(
         SynthSpec(
-            model=folder, batch=BATCH, seq=SEQ, mode="train", parallel="pp=2", schedule=schedule,  # type: ignore[arg-type]
-            micro_batches=micro_batches, optimizer="none",
+            model=folder, batch=BATCH, seq=None if family in IMAGES else SEQ, mode="train", parallel="pp=2",
+            schedule=schedule, micro_batches=micro_batches, optimizer="none",  # type: ignore[arg-type]
         )
     )  # fmt: skip
     real = really_sent(folder, schedule, micro_batches, tmp_path)
