@@ -8,12 +8,16 @@ live on the host, as an optimizer's step counters do.
 Two things the autograd engine would do without a dispatch mode are put right here: it adds a second gradient to the
 first one in place where nobody else holds that (torch/csrc/autograd/input_buffer.cpp), and never in place while a
 mode is active.
+
+Autocast keeps its casts of parameters by address (aten/src/ATen/autocast_mode.cpp, cached_casts) and lets them go in
+that order, which is another in each process: here it is the order in which they were made.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+import unittest.mock
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
@@ -118,7 +122,18 @@ class Recorder(TorchDispatchMode):
         self._live: set[int] = set()
         self._in_backward = False
         self._forward: list[int] = []
+        self._held_back: list[int] | None = None
+        clear = partial(self._free_in_order, torch.clear_autocast_cache)
+        self._autocast_end = unittest.mock.patch.object(torch, "clear_autocast_cache", clear)
         _alone()
+
+    def __enter__(self) -> Any:
+        self._autocast_end.start()
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        self._autocast_end.stop()
+        super().__exit__(*raised)
 
     # What is there before the program runs ----------------------------------------
 
@@ -317,8 +332,18 @@ class Recorder(TorchDispatchMode):
 
     def _release(self, block: int) -> None:
         self._live.discard(block)
-        if block != NO_BLOCK and not self.stopped:
+        if self._held_back is not None:
+            self._held_back.append(block)
+        elif block != NO_BLOCK and not self.stopped:
             self.builder.free(block)
+
+    def _free_in_order(self, let_go: Callable[[], None]) -> None:
+        """What is let go of all at once is freed in the order in which it was allocated."""
+        self._held_back = []
+        let_go()
+        blocks, self._held_back = self._held_back, None
+        for block in sorted(blocks):
+            self._release(block)
 
     def resized(self, storage: Any, name: str, category: Category) -> None:
         """A storage was given up (size 0) or filled again, as FSDP does with unsharded parameters."""

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sim.errors import UserError
 from sim.graph import OpGraph
 from sim.ops import Alloc, Free, Kernel, TensorMeta, Work
 from sim.place.kernels import kernel_cost
 from sim.topology.device import load_device
+from sim.workload.builder import ProgramBuilder
+from sim.workload.record import Recorder
 from sim.workload.synth import SynthSpec, synthesize
 from tests.workload.tiny_models import IMAGES, LAYERS, model_folder
 
@@ -59,6 +63,27 @@ def test_a_product_in_tf32_is_as_fast_as_the_device_is_in_it() -> None:
     assert kernel_cost(allowed, a5000) == kernel_cost(product("tfloat32"), a5000)
     # A V100 has none.
     assert kernel_cost(allowed, v100) == kernel_cost(plain, v100)
+
+
+# Autocast ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_autocast_lets_go_of_at_its_end_is_freed_in_the_order_it_was_made() -> None:
+    builder = ProgramBuilder()
+    with FakeTensorMode():
+        layers, given = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(16))), torch.zeros(2, 4)
+        recorder = Recorder(builder, training=True)
+        with recorder:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                made = layers(given)
+                before = len(builder.ops)
+            after = len(builder.ops)
+            recorder.stopped = True
+    assert made.dtype == torch.bfloat16
+    freed = [op.block for op in builder.ops[before:after] if isinstance(op, Free)]
+    # The casts of 16 biases and of the first weight; the others backward needs, for the gradients of what came in.
+    assert len(freed) == 16 + 1
+    assert freed == sorted(freed)
 
 
 # Master weights ------------------------------------------------------------------------------------------------------
