@@ -37,7 +37,7 @@ class Family(NamedTuple):
     passed: tuple[str, ...] = ()
     stream: str = "inputs_embeds"
     tokens: Callable[[SynthSpec, Any], int] = lambda spec, config: spec.seq or 0
-    tasks: tuple[str, ...] = ("causal-lm",)
+    tasks: tuple[str, ...] = ("causal-lm", "question-answering")
 
 
 def _patches(spec: SynthSpec, config: Any) -> int:
@@ -51,9 +51,10 @@ def _both(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+_BERT = Family("encoder.layer", (), (), passed=("embeddings",), tasks=("question-answering",))
 _LLAMA = Family("layers", ("embed_tokens",), ("norm",))
 FAMILIES = {
-    "bert": Family("encoder.layer", (), (), passed=("embeddings",), tasks=("question-answering",)),
+    "bert": _BERT,
     "gpt2": Family("h", ("wte",), ("ln_f",), added=("wpe",), passed=("drop",)),
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -62,6 +63,7 @@ FAMILIES = {
         ("decoder.final_layer_norm", "decoder.project_out"), added=("decoder.embed_positions",),
     ),
     "qwen2": _LLAMA,
+    "roberta": _BERT,
     "vit": Family(
         "layers", (), ("layernorm",), passed=("embeddings",), stream="pixel_values", tokens=_patches,
         tasks=("image-classification",),

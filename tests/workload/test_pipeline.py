@@ -36,15 +36,16 @@ BATCH, SEQ, HIDDEN = 2, 16, 32
 # What one micro-batch sends to the next stage, and gets back from it as a gradient: float32.
 PASSED = 4 * BATCH * SEQ * HIDDEN
 MS = 1_000_000
-FAMILIES = ["bert", "gpt2", "llama", "mistral", "opt", "qwen2", "vit"]
+FAMILIES = ["bert", "gpt2", "llama", "mistral", "opt", "qwen2", "roberta", "vit"]
 TIED = ("gpt2", "opt")  # whose heads are the embeddings
 ROTARY = ("llama", "mistral", "qwen2")
 
 
 def tiny(path: Path, family: str, layers: int) -> str:
-    """A folder of a tiny model with so many layers; of families that are not there, Llama's sizes will do."""
+    """A folder of a tiny model with so many layers; of families that are not there, a like one's sizes will do."""
     sizes = {"n_layer" if family == "gpt2" else "num_hidden_layers": layers}
-    return model_folder(path / family, family if family in TINY else "llama", model_type=family, **sizes)
+    like = family if family in TINY else "bert" if family == "roberta" else "llama"
+    return model_folder(path / family, like, model_type=family, **sizes)
 
 
 def seq_of(family: str) -> int | None:
@@ -341,14 +342,18 @@ def test_stages_have_the_parameters_of_the_whole_model(family: str) -> None:
     assert extra == (4 * 100 * HIDDEN if family in TIED else 0) + rotary
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "asked"),
+    [*((family, "auto") for family in FAMILIES), *((family, "question-answering") for family in (*TIED, *ROTARY))],
+)
 def test_real_stages_one_after_the_other_compute_what_the_whole_model_does(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Stage, "computing", lambda stage: contextlib.nullcontext())  # a CPU's attention, not a GPU's
     spec = SynthSpec(
-        model=tiny(tmp_path, family, 5), batch=BATCH, seq=seq_of(family), mode="train", stage_layers="1,3,1"
-    )
+        model=tiny(tmp_path, family, 5), batch=BATCH, seq=seq_of(family), mode="train", stage_layers="1,3,1",
+        task=asked,  # type: ignore[arg-type]
+    )  # fmt: skip
     config = find_config(spec.model)
     task = task_of(spec, config)
     torch.manual_seed(0)
@@ -382,14 +387,17 @@ def drawn(batch: Batch) -> Batch:
     return made
 
 
-@pytest.mark.parametrize("family", ["bert", "vit"])
-def test_a_head_of_another_task_ties_nothing(family: str) -> None:
-    assert not pipeline(3, "pp=2", 2, family=family, stage_layers="1,2").warnings
-
-
 def test_a_tied_head_is_told() -> None:
     assert any("ties its head" in line for line in pipeline(2, "pp=2", 2, family="opt").warnings)
     assert not pipeline(2, "pp=2", 3).warnings
+
+
+def test_a_head_of_another_task_ties_nothing() -> None:
+    cut = pipeline(2, "pp=2", 2, family="gpt2", task="question-answering")
+    whole = pipeline(2, "", 1, family="gpt2", task="question-answering")
+    assert not cut.warnings
+    both = allocated(cut, 0, "parameter") + allocated(cut, 1, "parameter")
+    assert both == allocated(whole, 0, "parameter")
 
 
 def test_layers_keep_the_names_of_the_whole_model() -> None:
@@ -443,7 +451,7 @@ def test_the_hint_names_a_machine_that_is_large_enough(ranks: int, machine: str)
         ({"parallel": "dp=2,pp=2"}, "write pp=2,dp=2"),
         ({"parallel": "pp=2", "loss_scaling": True}, "--loss-scaling: leave it out"),
         ({"parallel": "pp=2", "mode": "forward", "schedule": "gpipe"}, "--schedule: is an option of --mode train"),
-        ({"parallel": "pp=2", "task": "question-answering"}, "'llama' are cut .* for causal-lm alone"),
+        ({"parallel": "pp=2", "task": "seq2seq-lm"}, "are cut .* for causal-lm and question-answering alone"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(options: dict[str, Any], message: str, tmp_path: Path) -> None:
