@@ -15,7 +15,7 @@ def fitted(report: Report) -> None:
     report.section(
         "Every fitted constant, and its data",
         "From the calibration blocks of topologies/devices (docs/kernels.md says what each number is). Devices that "
-        "are not in this list carry data-sheet figures alone and borrow from the nearest that is.",
+        "are not in this list carry data-sheet figures alone and borrow from those that are.",
     )
     report.table(("device", "block", "numbers", "fitted to"), _blocks())
     report.say("Curves that are measurements themselves, and are read and not fitted:")
@@ -38,7 +38,10 @@ OUTSIDE = (
      "steps as captured do not depend on them"),
     ("devices/h100-sxm, rtx-a5000", "launch latency, floor, gap; the H100's attention", "percentiles of the H100 "
      "trace, and of an A100's for the rest"),
-    ("sim/topology/abilities.py", "PROCESS_EXPONENT, energy by process", "the power blocks of T4, A100 and L4"),
+    ("sim/topology/abilities.py", "PROCESS_EXPONENT, energy by process", "data sheets of the 17 GPUs in "
+     "topologies/devices: float32 operations a second and watt"),
+    ("sim/place/kernels/gemm.py", "OPERAND_ENERGY, BOOST, BOOST_US: a board at its power limit", "round numbers, "
+     "chosen on the float32 products of T4, A100, L4 and V100 together"),
     ("sim/place/nccl_tables.py", "SENDER_COPY_GB_S", "every second size of vidur's sends between two bridged A100s"),
     ("sim/place/nccl_tables.py, docs/collectives.md", "what PCIe, NVLink and staging reach", "published "
      "p2pBandwidthLatencyTest runs"),

@@ -161,12 +161,6 @@ SIMT_TILES = [[128, 128], [128, 64], [64, 128], [64, 64], [128, 32], [32, 128], 
 TENSOR_TILES = [
     [128, 256], [256, 128], [128, 128], [256, 64], [64, 256], [128, 64], [64, 128], [64, 64], [128, 32], [64, 32],
 ]  # fmt: skip
-BATCHED_TILES = {
-    "a100-pcie-40gb": [[128, 128]],
-    "l4": [[128, 128]],
-    "t4": [[128, 64], [64, 64], [128, 32]],
-    "v100-pcie": [[32, 128], [64, 64]],
-}
 GEMM_LIMITS = {
     "operand_elements": (0.5, 40.0), "prologue_k": (0.5, 100.0), "tail": (0.01, 0.6), "split_us": (0.5, 30.0),
 }  # fmt: skip
@@ -191,7 +185,7 @@ def fit_products(
     dtype = parts[0].dtype
     pieces = [thinned(p.part(~p.held)) for p in parts]
     calls = {"linear", "bmm"}
-    powers = {"gflop_per_joule", "flop_per_byte", "boost", "boost_us"}
+    powers = {"gflop_per_joule"}
 
     def able(values: dict[str, float]) -> Abilities:
         gemm = {**NO_DATA, **fixed, **{k: v for k, v in values.items() if k not in powers | calls}}
@@ -230,21 +224,20 @@ def seed_lender() -> DeviceProfile:
 
 
 def fit_float32(name: str, gemms: Mapping[tuple[str, str], Gemms], like: Mapping[str, Any]) -> dict[str, Any]:
-    """V100, A100, T4: everything; L4: its power limit alone, which hides the rest (``like``: taken from there)."""
+    """V100, A100, T4: everything but the efficiency, which a limit of power would hide in: SMs whose lanes leave every
+    second instruction free are taken to reach their rate in an endless tile, as the V100's do.  L4: its power limit
+    alone, which hides the rest (``like``: taken from there)."""
     profile = bare(name)
     parts = [gemms[name, "linear"], gemms[name, "bmm"]]
-    fixed: dict[str, Any] = {"tiles": SIMT_TILES, "batched_tiles": BATCHED_TILES[name], "splits": [1, 2, 4]}
+    fixed: dict[str, Any] = {"tiles": SIMT_TILES, "splits": [1, 2, 4]}
     start = GEMM_START | {key: like[key] for key in GEMM_START if key in like}
-    limits = {} if like else GEMM_LIMITS | {"efficiency": (0.3, 1.0), "long_k_efficiency": (0.5, 1.0)}
+    limits = {} if like else GEMM_LIMITS | {"long_k_efficiency": (0.5, 1.0)}
     limits = limits | {"linear": (5.0, 65.0), "bmm": (5.0, 65.0)}
     start |= {"linear": 30.0, "bmm": 15.0}
     power: dict[str, tuple[float, float]] = {}
     if name != "v100-pcie":  # its longest products run at the data sheet's rate: no limit to see
-        power = {
-            "gflop_per_joule": (30.0, 300.0), "flop_per_byte": (0.5, 60.0), "boost": (0.05, 2.0),
-            "boost_us": (500.0, 60000.0),
-        }  # fmt: skip
-        start |= {"gflop_per_joule": 70.0, "flop_per_byte": 5.0, "boost": 0.5, "boost_us": 8000.0}
+        power = {"gflop_per_joule": (30.0, 300.0)}
+        start |= {"gflop_per_joule": 70.0}
     gemm, limit = fit_products(profile, parts, fixed, limits, power, start, alone=True)
     call = {name: gemm.pop(name) for name in ("linear", "bmm")}
     said = f"{NEUSIGHT}: fp32_gemm, linear and bmm on {profile.full_name}, four fifths of the shapes"
@@ -290,7 +283,8 @@ def fit_a5000(like: Mapping[str, Any]) -> dict[str, Any]:
     """From its own curves: the share of float32 that 128 lanes an SM reach, the power of float16, and the bandwidth.
 
     float32 stays at 16 TFLOP/s from 1 ms to 4 s, which no power limit does: it is the share that an SM with 128 lanes
-    reaches of its rate.  The other numbers of float32 are those of the A100, whose kernels they are.
+    reaches of its rate.  The other numbers of float32 are those of the A100, whose kernels they are.  Whether power or
+    the lanes hold it there is not to be told, so as a power limit it is a lower bound.
     """
     profile = bare("rtx-a5000")
     curve, copies = profile.measured.gemm, profile.measured.copy_
@@ -309,7 +303,10 @@ def fit_a5000(like: Mapping[str, Any]) -> dict[str, Any]:
     moved = np.array(copies.bytes_moved[5:]) / (np.array(copies.us[5:]) - copies.us[0] + 3.0) / 1e3
     return {
         "gemm": {"float32": gemm},
-        "power": {"float16": {
+        "power": {"float32": {
+            "source": TORCHCAP, "data": f"{TORCHCAP}: median of squares above N = 5000",
+            "gflop_per_joule": float(f"{np.median(rate[5:]) * 1e3 / profile.tdp_w:.3g}"), "lower_bound": True,
+        }, "float16": {
             "source": TORCHCAP, "data": f"{TORCHCAP}: median of the bfloat16 squares of N a multiple of 8 above 5000",
             "gflop_per_joule": float(f"{np.median(half) / profile.tdp_w:.3g}"),
             "lower_bound": True,  # an A40's SMs, with as many watts each, reach no more a clock, and show no limit

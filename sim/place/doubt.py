@@ -40,8 +40,8 @@ from sim.topology.machine import Gpu
 # (tools/doubt_shares.py): products by number of rows, row kernels by length of row, elementwise ops by size; lent: the
 # differences between the devices left out whole are shared too.
 COMMON = {
-    "gemm_float16": (0.1, 0.35),
-    "gemm_float32": (0.1, 0.5),
+    "gemm_float16": (0.1, 0.4),
+    "gemm_float32": (0.05, 0.25),
     "elementwise": (0.25, 0.9),
     "softmax": (0.95, 0.95),
     "layer_norm": (0.7, 0.9),
@@ -59,9 +59,11 @@ NAMES = {
     "other": "kernels of kinds that were never measured",
 }
 # Kinds of kernels with a formula but without a measurement: as wide as the widest that devices left out whole show
-# (products in float32 for convolutions, softmax for what is bound by bytes), all of it common.  Strided kernels have
-# constants from one trace of one device (sim/place/kernels/layout.py), which says nothing of others.
-UNMEASURED = {"convolution": "gemm_float32", "strided": "softmax", "other": "softmax"}
+# (products in half precision for convolutions, softmax for what is bound by bytes), all of it common.  Strided kernels
+# have constants from one trace of one device (sim/place/kernels/layout.py), which says nothing of others.  Of
+# convolutions only sums are known, so how they compare with products is taken to be in as much doubt as products are,
+# independently of it: times the square root of two in the logarithm.
+UNMEASURED = {"convolution": ("gemm_float16", 2.0**0.5), "strided": ("softmax", 1.0), "other": ("softmax", 1.0)}
 # A kernel measured on another device and carried over by the class of its name (sim/place/named.py).
 NAMED: dict[NameClass, str] = {
     "products": "gemm",
@@ -217,8 +219,9 @@ def _of_class(name: str, piece: str, profile: DeviceProfile, *, known: bool = Tr
     if profile.kind != "gpu" and name in UNMEASURED:
         low, high, own, common = *UNKNOWN, False, 1.0
     elif name in UNMEASURED:
-        widest = abilities.spreads[UNMEASURED[name]].fit
-        low, high, own, common = widest.borrowed_p10, widest.borrowed_p90, False, 1.0
+        like, wider = UNMEASURED[name]
+        widest = abilities.spreads[like].fit
+        low, high, own, common = widest.borrowed_p10**wider, widest.borrowed_p90**wider, False, 1.0
     elif not known:
         fit, own = abilities.spreads[name].fit, False
         low, high, common = fit.borrowed_p10, fit.borrowed_p90, COMMON[name][1]

@@ -2,17 +2,17 @@
 
 The nearest is, for each kind of number alone: a device of the same chip, then one of the same design (for products the
 same architecture with SMs of a similar rate: a GA102 has twice the float32 lanes of a GA100, though both are Ampere;
-for bytes the same kind of memory); then for float32 products one whose lanes are likewise their own or shared with
-integers, a board with HBM for one with HBM (others hide their lanes behind a power limit), and one before Ampere for
-one before Ampere (whose kernels the libraries keep); then the one that offers its SMs the most similar rate (operations
-an SM for products, bytes an SM for memory), because that is what decides how well an SM can be kept busy.  Who lent
-what is said with every cost.
+for bytes the same kind of memory); then the one that offers its SMs the most similar rate (operations an SM for
+products, bytes an SM for memory), because that is what decides how well an SM can be kept busy.  For float32 products,
+and for the power that limits them, nobody is near whose chip is another: there the median of all counts that were
+measured (of kernels, whose lanes are likewise their own or shared with integers).  Who lent what is said with every
+cost.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from statistics import median
 from typing import Generic, TypeVar
@@ -24,14 +24,20 @@ from sim.topology.device import DeviceProfile, load_device, shipped_devices
 
 T = TypeVar("T")
 
-# Energy per operation falls as (process / process)^0.61: the long float32 products of T4 (12 nm), A100 PCIe (7 nm) and
-# L4 (4 nm) settle at their power limits (the power blocks of their profiles) at 54, 70 and 106 GFLOP/J: 0.61 from the
-# first to the last, 0.47 and 0.74 between neighbours.  docs/kernels.md, "Power".
-PROCESS_EXPONENT = 0.61
+# Energy per operation falls as (process / process)^0.67: the slope of float32 operations a second and watt in the data
+# sheets of the 17 GPUs of topologies/devices (0.69 among those with HBM).  No measurement is in it.
+PROCESS_EXPONENT = 0.67
 # Rates of SMs this near (as a ratio) count as one design.
 SIMILAR_RATE = math.log(1.5)
 # NVIDIA Ampere GA102 and Ada whitepapers: one of an SM's two datapaths does float32 or integers.
 SHARED_LANES = ((8, 6), (8, 7), (8, 9))
+# NVIDIA Volta, Turing, Ampere and Hopper whitepapers: these have 32 float32 lanes a scheduler, which take one of its
+# instructions every clock; V100, T4 and A100 have 16, which leave every second clock to loads and addresses.  A thread
+# of the libraries' kernels has 64 multiply-adds beside 4 loads from shared memory and some 3 instructions more a step.
+FULL_SCHEDULERS = (*SHARED_LANES, (9, 0), (10, 0), (12, 0))
+FULL_SCHEDULER_SHARE = 0.9
+# What of float32 products a median is taken of; the others are set, not measured.
+PRODUCT_NUMBERS = ("efficiency", "operand_elements", "prologue_k", "tail", "split_us", "long_k_efficiency")
 # Measured over predicted where nothing of its kind was ever measured: assumed, nobody knows.
 UNKNOWN = (0.5, 2.0)
 # The families of dtypes that run on the same units, and so on the same kernels.
@@ -137,18 +143,11 @@ def resolve(profile: DeviceProfile, lenders: Sequence[DeviceProfile]) -> Abiliti
     memory = lent(lambda c: c.memory, _memory_distance)
     attention = lent(lambda c: c.attention, partial(_products_distance, "float16"))
     assert memory and attention, "the shipped profiles calibrate memory and attention"
-    limits = {key for p in everyone for key, fit in p.calibration.power.items() if not fit.lower_bound}
-
-    def power_limits(calibration: Calibration) -> Mapping[str, PowerFit]:
-        """Limits that showed; lower bounds only where none did, or where they are the device's own."""
-        mine = calibration is profile.calibration
-        return {k: fit for k, fit in calibration.power.items() if mine or not fit.lower_bound or k not in limits}
-
-    powers = by_key(power_limits, True)
+    products = by_key(lambda c: c.gemm, True)
     return Abilities(
         profile=profile,
-        products=by_key(lambda c: c.gemm, True),
-        powers={dtype: _at_process(power, profile, lenders) for dtype, power in powers.items()},
+        products={**products, "float32": _lanes(profile, everyone)},
+        powers=_powers(profile, everyone),
         rows=by_key(lambda c: c.rows, False),
         spreads=by_key(lambda c: c.spread, False),
         memory=memory,
@@ -175,7 +174,7 @@ def _call(profile: DeviceProfile, lenders: Sequence[DeviceProfile]) -> Lent[Call
     return Lent(others[0].model_copy(update=medians), "median", False)
 
 
-_Order = tuple[bool, bool, bool, int, float, str]
+_Order = tuple[bool, bool, bool, float, str]
 _Distance = Callable[[DeviceProfile, DeviceProfile], _Order]
 
 
@@ -186,11 +185,7 @@ def _get(section: Callable[[Calibration], Mapping[str, T]], key: str, calibratio
 def _products_distance(dtype: str, profile: DeviceProfile, other: DeviceProfile) -> _Order:
     apart = abs(math.log(_products_rate(dtype, other) / _products_rate(dtype, profile)))
     alike = other.architecture == profile.architecture and apart < SIMILAR_RATE
-    unlike = 0
-    if family(dtype) == "float32":
-        tests = (_shares_lanes, _has_hbm, _before_ampere)  # what matters most first
-        unlike = sum(weight * (test(profile) != test(other)) for weight, test in zip((4, 2, 1), tests, strict=True))
-    return (other is not profile, other.chip != profile.chip, not alike, unlike, apart, other.name)
+    return (other is not profile, other.chip != profile.chip, not alike, apart, other.name)
 
 
 def _shares_lanes(profile: DeviceProfile) -> bool:
@@ -198,19 +193,10 @@ def _shares_lanes(profile: DeviceProfile) -> bool:
     return profile.capability in SHARED_LANES
 
 
-def _has_hbm(profile: DeviceProfile) -> bool:
-    return profile.memory_kind == "hbm"
-
-
-def _before_ampere(profile: DeviceProfile) -> bool:
-    """The libraries' kernels for these cannot copy to shared memory beside products (cp.async)."""
-    return profile.capability < (8, 0)
-
-
 def _memory_distance(profile: DeviceProfile, other: DeviceProfile) -> _Order:
     ours, theirs = (p.memory_bandwidth_gb_s / p.sms for p in (profile, other))
     alike = profile.memory_kind is not None and other.memory_kind == profile.memory_kind
-    return (other is not profile, other.chip != profile.chip, not alike, 0, abs(math.log(theirs / ours)), other.name)
+    return (other is not profile, other.chip != profile.chip, not alike, abs(math.log(theirs / ours)), other.name)
 
 
 def _products_rate(dtype: str, profile: DeviceProfile) -> float:
@@ -218,11 +204,59 @@ def _products_rate(dtype: str, profile: DeviceProfile) -> float:
     return (rates.get(dtype) or rates.get("float32") or max(rates.values())) / profile.sms
 
 
-def _at_process(power: Lent[PowerFit], profile: DeviceProfile, lenders: Sequence[DeviceProfile]) -> Lent[PowerFit]:
+def _lanes(profile: DeviceProfile, everyone: Sequence[DeviceProfile]) -> Lent[GemmFit]:
+    """Numbers of float32 products: the device's own, or what its chip has on another board.
+
+    Else, of all that were measured and share their lanes with integers as it does (or do not), the median of each: a
+    power limit hides part of what a kernel can, on one board more than on another.
+    """
+    known = [p for p in everyone if "float32" in p.calibration.gemm]
+    nearest = min(known, key=partial(_products_distance, "float32", profile))
+    fit = nearest.calibration.gemm["float32"]
+    if nearest.chip == profile.chip:
+        return Lent(fit, nearest.name, nearest is profile)
+    alike = [p for p in known if _shares_lanes(p) == _shares_lanes(profile)] or [nearest]
+    fits = [p.calibration.gemm["float32"] for p in alike]
+    numbers = {name: median(getattr(each, name) for each in fits) for name in PRODUCT_NUMBERS}
+    if profile.capability in FULL_SCHEDULERS and not any(p.capability in FULL_SCHEDULERS for p in alike):
+        numbers["efficiency"] *= FULL_SCHEDULER_SHARE
+    return Lent(fit.model_copy(update=numbers), _listed(p.name for p in alike), False)
+
+
+def _listed(names: Iterable[str]) -> str:
+    *others, last = sorted(names)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _powers(profile: DeviceProfile, everyone: Sequence[DeviceProfile]) -> dict[str, Lent[PowerFit]]:
+    """The power limits by dtype."""
+    dtypes = sorted({dtype for p in everyone for dtype in p.calibration.power})
+    found = {dtype: _power(dtype, profile, everyone) for dtype in dtypes}
+    return {dtype: power for dtype, power in found.items() if power is not None}
+
+
+def _power(dtype: str, profile: DeviceProfile, everyone: Sequence[DeviceProfile]) -> Lent[PowerFit] | None:
+    """The device's own limit, or what its chip has on another board.
+
+    Else boards differ by more than their shapes tell, so the median of all that were measured counts, at the
+    borrower's process: bounds among them, as long as somebody shows a limit.  Where nobody does, the nearest bound.
+    """
+    known = {p.name: p for p in everyone if dtype in p.calibration.power}
+    if profile.name in known:
+        return Lent(profile.calibration.power[dtype], profile.name, True)
+    if not known or profile.kind == "cpu":  # all that lend are GPUs
+        return None
+    fits = {name: _at_process(p.calibration.power[dtype], p, profile) for name, p in known.items()}
+    nearest = min(known.values(), key=partial(_products_distance, dtype, profile))
+    if nearest.chip == profile.chip or all(fit.lower_bound for fit in fits.values()):
+        return Lent(fits[nearest.name], nearest.name, False)
+    rate = median(fit.gflop_per_joule for fit in fits.values())
+    return Lent(PowerFit(source="median", data=_listed(fits), gflop_per_joule=rate), _listed(fits), False)
+
+
+def _at_process(fit: PowerFit, lender: DeviceProfile, profile: DeviceProfile) -> PowerFit:
     """A lent power limit, with the energy of an operation at the borrower's manufacturing process."""
-    lender = next((p for p in lenders if p.name == power.device), profile)
-    if power.own or not lender.process_nm or not profile.process_nm:
-        return power
+    if not lender.process_nm or not profile.process_nm:
+        return fit
     scale = (lender.process_nm / profile.process_nm) ** PROCESS_EXPONENT
-    fit = power.fit.model_copy(update={"gflop_per_joule": power.fit.gflop_per_joule * scale})
-    return Lent(fit, power.device, False)
+    return fit.model_copy(update={"gflop_per_joule": fit.gflop_per_joule * scale})

@@ -31,8 +31,7 @@ class GemmFit(FileModel):
     operands; ``overlap``: how sharply the slower of compute and memory rules (a p-norm); ``store_exposed``: share of
     the output's way to DRAM that no product hides, because all SMs end their tiles at the same time;
     ``unaligned_efficiency``: where rows do not begin at 16 bytes; ``long_k_efficiency``: from k = 32768 on, where the
-    libraries choose other kernels.  ``tiles`` are [columns, rows] of the output, ``batched_tiles`` those of batched
-    products.
+    libraries choose other kernels.  ``tiles`` are [columns, rows] of the output.
     """
 
     source: Text
@@ -49,24 +48,18 @@ class GemmFit(FileModel):
     unaligned_efficiency: Share = 1.0
     long_k_efficiency: Share = 1.0
     tiles: Tiles
-    batched_tiles: Tiles | None = None
     splits: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 8)
 
 
 class PowerFit(FileModel):
-    """What the power limit allows: ``gflop_per_joule`` of board power at full load.
+    """What the power limit allows: ``gflop_per_joule`` of board power at full load, in tiles of 128 x 128.
 
-    ``flop_per_byte``: operations that moving a byte of operands costs in energy.  ``boost``: by how much a short
-    kernel alone, on a cool device, exceeds that; ``boost_us``: the duration at which half of it is left;
     ``lower_bound``: no limit showed, the best rate that was measured is all that is known.
     """
 
     source: Text
     data: Text
     gflop_per_joule: Positive
-    flop_per_byte: Time = 0.0
-    boost: Time = 0.0
-    boost_us: Positive = 1.0
     lower_bound: bool = False
 
 

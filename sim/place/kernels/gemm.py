@@ -2,9 +2,9 @@
 
 A library computes the output in tiles.  An SM takes ceil(tiles / SMs) of them one after another; a tile takes its
 products at the SM's rate, the loading of its operands, and a begin and an end.  Of the tile shapes and splits of k
-that the libraries have, the fastest is taken.  The whole takes no less than its operands through DRAM, and no less
-than its energy at the power limit.  Where the device's profile has a curve of measured squares, the time of the
-arithmetic is scaled so that squares lie on the curve.
+that the libraries have, the fastest is taken.  The whole takes no less than its operands through DRAM.  A board at its
+power limit lowers the clock of all its SMs, so whole turns take longer, those that leave SMs idle too.  Where the
+device's profile has a curve of measured squares, the time of the arithmetic is scaled so that squares lie on the curve.
 
 Ignored: DRAM traffic beyond reading each operand once (tiles in flight share their operands in the L2), and the
 libraries' choices where they are not the fastest.
@@ -12,6 +12,7 @@ libraries' choices where they are not the fastest.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from sim.ops import DTYPE_BYTES
 from sim.place.curves import net_us
 from sim.place.kernels.cost import Bound, KernelCost, priced
 from sim.place.kernels.memory import dram_gb_s, floor_us, memory_us
-from sim.topology.abilities import Abilities, Lent, abilities_of
+from sim.topology.abilities import Abilities, abilities_of
 from sim.topology.calibration import GemmFit
 from sim.topology.device import DeviceProfile
 
@@ -32,6 +33,9 @@ Floats = NDArray[np.float64]
 # more at sliced tiles, k = 30522 and less not).
 LONG_K = 32768
 LONG_BESIDE_CALL = 10.0  # calls; an A5000's first point is 15.3 us in float16, 12.1 in bfloat16, for the same kernel
+# In float32 cuBLAS takes one tile for every batch from Ampere on: all 4,373 kernel names of batches in fp32_gemm on
+# A100 and on L4.  Before Ampere it chooses among all tiles.
+BATCHED_TILES, BATCHED_SINCE = ((128, 128),), (8, 0)
 CPU_VECTOR_BYTES = 64  # of AVX-512; half as wide ones come in pairs
 ALIGNMENT_BYTES = 16  # the widest load of a thread; tensor-core kernels without it read in halves
 
@@ -59,6 +63,18 @@ class Products(NamedTuple):
         return Products(batch, m, n, k, self.aligned[chosen], self.extra_bytes[chosen])
 
 
+# A board at its power limit, beside what it computes for a joule.  The first three are round numbers for all boards,
+# chosen on all that were measured; with 3.5 to 14, 0.125 to 0.4, 10 to 40 ms in place of one of them GPUs left out are
+# wrong by 13.3 to 14.4 % on average, with these by 13.6.
+OPERAND_ENERGY = 7.0  # rows of operands whose way to the lanes takes the energy of one row of products
+BOOST = 0.25  # by how much a short call alone, on a cool device, exceeds what lasts
+BOOST_US = 20_000.0  # the duration at which half of it is left
+LARGE_TILE = 128  # a board's operations a joule are of tiles as wide and as high
+# Micron's comparison of graphics memories: 7.5 pJ a bit of GDDR6, 6.0 of HBM2E, in the devices alone.
+PJ_PER_BYTE = {"hbm": 48.0}
+PJ_PER_BYTE_OF_GDDR = 60.0
+
+
 class Times(NamedTuple):
     """Microseconds of each product, and whether its arithmetic (or power) or its operands took longer."""
 
@@ -82,43 +98,60 @@ def products(
 def products_us(shapes: Products, dtype: str, abilities: Abilities, alone: bool = False) -> Times:
     """Time of each product.  ``alone``: a single call on a cool device, which may run faster than its power limit
     allows for long."""
-    lent = abilities.gemm(dtype)
-    best, memory = _tiled_us(shapes, dtype, abilities, lent)
-    power = _limited_us(best, _power_us(shapes, dtype, abilities, alone), dtype, abilities)
-    overlap = lent.fit.overlap
-    compute = np.maximum(best, power) * _by_curve(shapes, dtype, abilities)
-    return Times(_norm(compute, memory, overlap) + lent.fit.fixed_us, compute >= memory)
+    fit = abilities.gemm(dtype).fit
+    tiled = _tiled(shapes, dtype, abilities, fit)
+    compute = _limited_us(tiled, shapes, dtype, abilities, alone) * _by_curve(shapes, dtype, abilities)
+    return Times(_norm(compute, tiled.memory_us, fit.overlap) + fit.fixed_us, compute >= tiled.memory_us)
 
 
-def _tiled_us(shapes: Products, dtype: str, abilities: Abilities, lent: Lent[GemmFit]) -> tuple[Floats, Floats]:
-    """Time of the arithmetic and of the operands, at the tiles and the split of k that take least."""
-    fit, device = lent.fit, abilities.profile
-    if device.kind == "cpu":
-        return _by_cores_us(shapes, dtype, abilities, fit)
-    batched = shapes.batch > 1
-    results: list[tuple[Floats, Floats]] = []
-    for tiles, chosen in ((fit.tiles, ~batched), (fit.batched_tiles or fit.tiles, batched)):
-        if not chosen.any():
-            continue
-        picked = shapes.part(chosen)
-        grid = [(float(wide), float(high), float(split)) for wide, high in tiles for split in fit.splits]
-        wide, high, split = (np.array(column)[:, None] for column in zip(*grid, strict=True))
-        queue = np.ceil(picked.batch * np.ceil(picked.n / wide) * np.ceil(picked.m / high) * split / device.sms)
-        compute = (queue + fit.tail) * _tile_us(picked, wide, high, split, dtype, abilities, fit)
-        compute = compute + np.where(split > 1, fit.split_us, 0.0) + _stores_us(picked, dtype, abilities, fit)
-        memory = _operands_us(picked, split, dtype, abilities, fit)
-        both = _norm(compute, memory, fit.overlap)
-        at = both.argmin(axis=0), np.arange(both.shape[1])
-        results.append((compute[at], memory[at]))
-        if chosen.all():
-            return results[0]
-    merged = [np.empty(batched.shape), np.empty(batched.shape)]
-    for (compute, memory), chosen in zip(results, (~batched, batched), strict=True):
-        merged[0][chosen], merged[1][chosen] = compute, memory
-    return merged[0], merged[1]
+class _Tiled(NamedTuple):
+    """Of each product, at the tiles and the split of k that take least: the time of its arithmetic at full clocks and
+    of its operands, and the operations that its energy on the SMs is worth."""
+
+    compute_us: Floats
+    memory_us: Floats
+    spent: Floats
 
 
-def _by_cores_us(shapes: Products, dtype: str, abilities: Abilities, fit: GemmFit) -> tuple[Floats, Floats]:
+def _tiled(shapes: Products, dtype: str, abilities: Abilities, fit: GemmFit) -> _Tiled:
+    if abilities.profile.kind == "cpu":
+        return _by_cores(shapes, dtype, abilities, fit)
+    batched = (shapes.batch > 1) & _has_one_batched_tile(dtype, abilities)
+    merged = _Tiled(*(np.empty(batched.shape) for _ in _Tiled._fields))
+    for tiles, chosen in ((fit.tiles, ~batched), (BATCHED_TILES, batched)):
+        if chosen.any():
+            for column, found in zip(merged, _fastest(shapes.part(chosen), tiles, dtype, abilities, fit), strict=True):
+                column[chosen] = found
+    return merged
+
+
+def _has_one_batched_tile(dtype: str, abilities: Abilities) -> bool:
+    return abilities.family(dtype) == "float32" and abilities.profile.capability >= BATCHED_SINCE
+
+
+def _fastest(
+    shapes: Products, tiles: Sequence[tuple[int, int]], dtype: str, abilities: Abilities, fit: GemmFit
+) -> _Tiled:
+    grid = [(float(wide), float(high), float(split)) for wide, high in tiles for split in fit.splits]
+    wide, high, split = (np.array(column)[:, None] for column in zip(*grid, strict=True))
+    sms = abilities.profile.sms
+    queue = np.ceil(shapes.batch * np.ceil(shapes.n / wide) * np.ceil(shapes.m / high) * split / sms) + fit.tail
+    compute = queue * _tile_us(shapes, wide, high, split, dtype, abilities, fit)
+    compute = compute + np.where(split > 1, fit.split_us, 0.0) + _stores_us(shapes, dtype, abilities, fit)
+    memory = _operands_us(shapes, split, dtype, abilities, fit)
+    spent = queue * sms * _tile_energy(wide, high) * (shapes.k / split + fit.prologue_k)
+    both = _norm(compute, memory, fit.overlap)
+    at = both.argmin(axis=0), np.arange(both.shape[1])
+    return _Tiled(compute[at], memory[at], spent[at])
+
+
+def _tile_energy(wide: Floats, high: Floats) -> Floats:
+    """What a step of k in a tile takes, in operations of large tiles."""
+    large = 1.0 + OPERAND_ENERGY * 2 / LARGE_TILE
+    return 2.0 * (wide * high + OPERAND_ENERGY * (wide + high)) / large
+
+
+def _by_cores(shapes: Products, dtype: str, abilities: Abilities, fit: GemmFit) -> _Tiled:
     """On a CPU: cores share the work, and the whole of their output is one tile: a library packs both operands once,
     computes in vectors of columns, and writes results whose pages may be new, as a copy's are."""
     vector = CPU_VECTOR_BYTES // DTYPE_BYTES[dtype]
@@ -127,7 +160,7 @@ def _by_cores_us(shapes: Products, dtype: str, abilities: Abilities, fit: GemmFi
     compute = shapes.batch * _tile_us(shapes, wide, shapes.m, one, dtype, abilities, fit) / abilities.profile.sms
     written = 2.0 * DTYPE_BYTES[dtype] * shapes.batch * shapes.m * shapes.n
     compute = compute + fit.store_exposed * (memory_us(written, abilities) - floor_us(abilities.profile))
-    return compute, _operands_us(shapes, one, dtype, abilities, fit)
+    return _Tiled(compute, _operands_us(shapes, one, dtype, abilities, fit), shapes.flops)
 
 
 def _tile_us(
@@ -155,30 +188,28 @@ def _stores_us(shapes: Products, dtype: str, abilities: Abilities, fit: GemmFit)
     return np.asarray(fit.store_exposed * nbytes / (dram_gb_s(abilities) * 1e3))
 
 
-def _power_us(shapes: Products, dtype: str, abilities: Abilities, alone: bool) -> Floats:
-    """The product's energy at the board's power; 0 where nothing is known about either."""
+def _limited_us(tiled: _Tiled, shapes: Products, dtype: str, abilities: Abilities, alone: bool) -> Floats:
+    """The arithmetic's time, as far as the board's power allows; where nothing is known about that, as it is."""
     power, watts = abilities.power(dtype), abilities.profile.tdp_w
     if power is None or watts is None:
-        return np.zeros_like(shapes.flops)
+        return tiled.compute_us
     fit = power.fit
-    operands = shapes.m * shapes.k + shapes.k * shapes.n + shapes.m * shapes.n
-    nbytes = DTYPE_BYTES[dtype] * shapes.batch * operands
-    us = (shapes.flops + fit.flop_per_byte * nbytes) / (watts * fit.gflop_per_joule * 1e3)
-    # Kernels for rows that begin anywhere do more for the same operations, in energy as in time.
-    us = us / np.where(shapes.aligned, 1.0, abilities.gemm(dtype).fit.unaligned_efficiency)
-    return us / (1.0 + fit.boost / (1.0 + us / fit.boost_us)) if alone else us
+    if fit.lower_bound:
+        bound = shapes.flops / (watts * fit.gflop_per_joule * 1e3)
+        # Kernels for rows that begin anywhere do more for the same operations, in energy as in time.
+        bound = bound / np.where(shapes.aligned, 1.0, abilities.gemm(dtype).fit.unaligned_efficiency)
+        least = np.maximum(tiled.compute_us, bound)
+        # A borrower's limit lies between a lender's bound and none, and is taken half way (as a ratio).
+        return least if power.own else np.sqrt(tiled.compute_us * least)
+    us = (tiled.spent / (fit.gflop_per_joule * 1e3) + _operand_uj(shapes, dtype, abilities)) / watts
+    return np.maximum(tiled.compute_us, us / (1.0 + BOOST / (1.0 + us / BOOST_US)) if alone else us)
 
 
-def _limited_us(tiled: Floats, limit: Floats, dtype: str, abilities: Abilities) -> Floats:
-    """The power limit's time, where it is longer.
-
-    Of a lender without a visible limit only a lower bound of its operations a joule is known: the borrower's limit
-    lies between that and none, and is taken half way (as a ratio).
-    """
-    power = abilities.power(dtype)
-    if power is None or power.own or not power.fit.lower_bound:
-        return limit
-    return np.sqrt(tiled * np.maximum(tiled, limit))
+def _operand_uj(shapes: Products, dtype: str, abilities: Abilities) -> Floats:
+    """Energy of the operands' and the output's way through DRAM, in microjoules."""
+    elements = shapes.batch * (shapes.m * shapes.k + shapes.k * shapes.n + shapes.m * shapes.n)
+    pj = PJ_PER_BYTE.get(abilities.profile.memory_kind or "", PJ_PER_BYTE_OF_GDDR)
+    return np.asarray(DTYPE_BYTES[dtype] * elements * pj * 1e-6)
 
 
 def _norm(left: Floats, right: Floats, power: float) -> Floats:
