@@ -55,7 +55,8 @@ def check_can_appear(path: Path) -> None:
     if _is_special(path):
         problem = "" if os.access(path, os.W_OK) else "no permission"
     else:
-        problem = "is a folder" if path.is_dir() else _folder_problem(path.resolve().parent)
+        place = path.resolve() if path.is_symlink() else path
+        problem = "is a folder" if path.is_dir() else _folder_problem(place.parent)
     if problem:
         raise InputError(path, f"cannot be written ({problem}); choose another place")
 
