@@ -41,6 +41,15 @@ def test_what_does_not_fit_is_named_and_the_need_still_told() -> None:
     assert timeline.peaks[0].allocated_bytes == 25 * GIB
 
 
+def test_one_tensor_beyond_the_range_of_expandable_segments_is_no_failure_of_ours() -> None:
+    # A range is 9/8 of the card, 27 GiB: no place for 30 GiB, nor is the card.  The need is told as ever.
+    graph = OpGraph("made", (Program(LANES, (alloc(1, 30 * GIB),)),), (RankProgram(0, 0),))
+    config = parse_alloc_conf("expandable_segments:True")
+    timeline = sim.replay(sim.place(graph, sim.load_topology("a5000x1")), allocator=config)
+    assert [failure.requested_bytes for failure in timeline.out_of_memory] == [30 * GIB]
+    assert timeline.peaks[0].allocated_bytes == 30 * GIB
+
+
 def test_a_part_of_the_card_is_all_there_is() -> None:
     # A tenth of 24 GiB, asked for 3 GiB: refused at 2.4 GiB, whatever the card itself has, and the need is still told.
     graph = OpGraph("made", (Program(LANES, (alloc(1, 3 * GIB),)),), (RankProgram(0, 0),))

@@ -74,11 +74,13 @@ class ExpandableSegments:
             candidate = before if before is not None and before.idle else unmapped
             if _idle_bytes(candidate, size) >= size:
                 return candidate
-        return self._new_range(pool, stream)
+        return self._new_range(pool, stream, size)
 
-    def _new_range(self, pool: BlockPool, stream: int) -> Block:
+    def _new_range(self, pool: BlockPool, stream: int, room: int) -> Block:
+        """What is larger than the range of such a GPU cannot be mapped; a replay that went out of memory for it goes on
+        as if there were room, and so needs a range."""
         page = SMALL_BUFFER if pool.small else self.large_page
-        wanted = self._device.total_bytes + self._device.total_bytes // 8
+        wanted = max(self._device.total_bytes + self._device.total_bytes // 8, room)
         size = (wanted + page - 1) // page * page
         virtual = VirtualRange(self._device.reserve(size, stream), size, page)
         block = Block(virtual.address, size, stream, pool, virtual)
