@@ -183,10 +183,14 @@ def test_an_unknown_command_offers_the_nearest(refused: Callable[..., str]) -> N
     assert "unknown command 'replya': did you mean 'replay'?" in refused("replya", "x.json")
 
 
-def test_a_trace_that_does_not_say_its_gpu_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_a_trace_that_does_not_say_its_gpu_or_is_given_twice_is_named(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
     args = {"device": 0, "stream": 7, "correlation": 1}
     kernel = {"ph": "X", "cat": "kernel", "name": "k", "pid": 0, "tid": 7, "ts": 1, "dur": 5, "args": args}
     (tmp_path / "bare.json").write_text(json.dumps({"traceEvents": [kernel]}))
+    twice = refused("replay", tmp_path / "bare.json", tmp_path, "--topology", "as-captured")
+    assert "bare.json: is named twice; give one file a rank" in twice
     told = refused("replay", tmp_path / "bare.json", "--topology", "a5000x1")
     assert (
         "bare.json: its measured times are of 'gpu0', as the trace calls its device, which no profile describes" in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ _FILL = {
 _INK = ("#1b6ca8", "#2e8b3d", "#b3541e", "#7a3e9d", "#8c8c00", "#aa2e5b", "#444444")
 _WIDTHS = {"nvlink": 3.0, "pcie": 1.8, "smp": 2.6, "memory": 1.6, "network": 2.0}
 
+_LETTERS_AN_INCH, _LINE_INCHES = 10.0, 0.22  # of the title
+
 Spot = tuple[float, float]
 
 
@@ -31,8 +34,13 @@ def plot(machine: Machine, path: Path) -> None:
     highest = max(y for _, y in spots.values())
     lowest = min(-0.4 if any(k.kind == "nvlink" for k in machine.links) else 0.0, *(y for _, y in spots.values()))
     across = max(x for x, _ in spots.values()) + 1
-    figure = Figure(figsize=(min(20.0, max(8.0, 1.35 * across + 1)), 1.5 * (highest - lowest) + 2.4), dpi=110)
-    axes = figure.add_axes((0.02, 0.16, 0.96, 0.74))
+    mark = " (hypothetical)" if machine.hypothetical else ""
+    title = f"{machine.name}{mark}: {machine.description}"
+    width, height = min(20.0, max(8.0, 1.35 * across + 1)), 1.5 * (highest - lowest) + 2.4
+    above = _LINE_INCHES * max(ceil(len(title) / (_LETTERS_AN_INCH * width)) - 2, 0)  # there is room for two lines
+    figure = Figure(figsize=(width, height + above), dpi=110)
+    drawn = height / (height + above)
+    axes = figure.add_axes((0.02, 0.16 * drawn, 0.96, 0.74 * drawn))
     colours = _colours(machine)
     for link in machine.links:
         _draw_link(axes, link, spots, colours[link.cls])
@@ -41,8 +49,7 @@ def plot(machine: Machine, path: Path) -> None:
     axes.set_xlim(-0.7, across - 0.3)
     axes.set_ylim(lowest - 0.3, highest + 0.35)
     axes.axis("off")
-    mark = " (hypothetical)" if machine.hypothetical else ""
-    figure.suptitle(f"{machine.name}{mark}: {machine.description}", fontsize=12, y=0.975, wrap=True)
+    figure.suptitle(title, fontsize=12, y=0.975, wrap=True)
     figure.legend(handles=_legend(machine, colours), loc="lower center", ncol=2, frameon=False, fontsize=10)
     write_picture(figure, path, DRAWINGS)
 

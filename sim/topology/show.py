@@ -16,6 +16,7 @@ from sim.units import MIB
 
 WIDTH = 100
 _MATRIX_LIMIT = 16
+_MATRIX_NAME, _MATRIX_CELL = 4, 6  # columns of a device's name and of a path, ``SYS+`` and what is between two
 _LONGEST_VALUE = 60
 
 Row = tuple[str, ...]
@@ -23,10 +24,11 @@ Row = tuple[str, ...]
 
 def show(machine: Machine, console: Console) -> None:
     """Print the machine."""
-    console.print(Group(*_parts(machine)), width=min(console.width, WIDTH), soft_wrap=False)
+    width = min(console.width, WIDTH)
+    console.print(Group(*_parts(machine, width)), width=width, soft_wrap=False)
 
 
-def _parts(machine: Machine) -> Iterator[RenderableType]:
+def _parts(machine: Machine, width: int) -> Iterator[RenderableType]:
     yield Text(f"{machine.name}: {machine.description}", style="bold")
     yield Text(f"source: {machine.source}", style="dim")
     for remark in machine.remarks:
@@ -37,7 +39,9 @@ def _parts(machine: Machine) -> Iterator[RenderableType]:
     if machine.links:
         yield table("Links", LINK_HEAD, link_rows(machine))
     if len(machine.gpus) > 1:
-        yield table("Paths between devices", *path_matrix(machine))
+        shown = min(len(machine.gpus), _MATRIX_LIMIT, max((width - _MATRIX_NAME) // _MATRIX_CELL, 2))
+        some = f", the first {shown} of {len(machine.gpus)}" if shown < len(machine.gpus) else ""
+        yield table(f"Paths between devices{some}", *path_matrix(machine, shown))
         yield Text(_PATH_KEY, style="dim")
         yield table("Pair bandwidth, derived from the links", PAIR_HEAD, pair_rows(machine))
     if machine.collectives.measured:
@@ -119,9 +123,9 @@ _PATH_KEY = (
 )
 
 
-def path_matrix(machine: Machine) -> tuple[Row, list[Row]]:
-    """Head and rows of the matrix that ``nvidia-smi topo -m`` prints; of at most 16 devices."""
-    gpus = machine.gpus[:_MATRIX_LIMIT]
+def path_matrix(machine: Machine, shown: int) -> tuple[Row, list[Row]]:
+    """Head and rows of the matrix that ``nvidia-smi topo -m`` prints, of the first devices."""
+    gpus = machine.gpus[:shown]
     labels = [gpu.name.removeprefix("gpu") if len(gpus) > 8 else gpu.name for gpu in gpus]
     rows = [(a.name, *(_path_cell(machine, a, b) for b in gpus)) for a in gpus]
     return ("", *labels), rows

@@ -39,6 +39,9 @@ def read_inputs(
         if len(files) > 1:
             raise UserError(f"{workloads[0]}: a workload file holds all its ranks and is replayed alone")
         return Workload(read(files[0]), None)
+    twice = next((file for i, file in enumerate(files) if file.resolve() in {f.resolve() for f in files[:i]}), None)
+    if twice is not None:
+        raise InputError(twice, "is named twice; give one file a rank")
     traces = []
     for file in files:
         progress(f"reading {file.name}")

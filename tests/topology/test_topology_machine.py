@@ -141,6 +141,15 @@ def test_a_machine_is_told_in_a_hundred_columns(name: str) -> None:
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
 
 
+def test_on_a_narrow_terminal_fewer_devices_are_in_the_matrix_and_no_path_is_cut() -> None:
+    """Of 16 devices 80 columns hold 12: four columns of a name, six a path."""
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    show(load_topology("a5000x8x2-100g"), console)
+    text = console.export_text()
+    assert "Paths between devices, the first 12 of 16" in text
+    assert "gpu0   X     PHB+  PHB+  PHB+  SYS+  SYS+  SYS+  SYS+  NET   NET   NET   NET" in text
+
+
 @pytest.mark.parametrize("name", shipped_topologies())
 def test_a_machine_is_drawn_without_one_node_on_another(name: str, tmp_path: Path) -> None:
     m = load_topology(name)
@@ -154,6 +163,15 @@ def test_a_machine_is_drawn_without_one_node_on_another(name: str, tmp_path: Pat
     plot(m, tmp_path / "m.png")
     assert first[:4] == b"\x89PNG"
     assert (tmp_path / "m.png").read_bytes() == first
+
+
+def test_a_long_title_has_lines_of_its_own(tmp_path: Path) -> None:
+    """Two lines fit above the machine; each more one makes the picture higher by 0.22 inches of 110 dots."""
+    heights = []
+    for words in (10, 60):  # 60 x 5 letters: some lines of 80
+        plot(machine(tmp_path, PAIRS.replace("four cards", "word " * words)), tmp_path / "m.png")
+        heights.append(int.from_bytes((tmp_path / "m.png").read_bytes()[20:24], "big"))
+    assert heights[1] - heights[0] == pytest.approx(3 * 0.22 * 110, abs=25)
 
 
 def test_a_picture_that_cannot_be_is_told(tmp_path: Path) -> None:
