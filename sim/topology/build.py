@@ -76,7 +76,8 @@ def _gpus(file: TopologyFile, names: tuple[str, ...], problems: list[str]) -> tu
 def _profile(name: str, path: str, changes: Mapping[str, object], problems: list[str]) -> DeviceProfile | None:
     try:
         data, where = read_device(name)
-        return validate_device(merged(data, changes), f"device {where}")
+        profile = validate_device(merged(data, changes), f"device {where}")
+        return profile.changed_from(validate_device(data, f"device {where}")) if changes else profile
     except UnknownNameError as error:
         problems.append(f"{path}: {error}")
     except UserError as error:

@@ -11,7 +11,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from sim.errors import InputError, UnknownNameError
 from sim.topology.calibration import Calibration
@@ -141,6 +141,18 @@ class DeviceProfile(FileModel):
     launch: Launch | None = None
     measured: Measured = Measured()
     calibration: Calibration = Calibration()
+    _before: DeviceProfile | None = PrivateAttr(default=None)
+
+    def changed_from(self, before: DeviceProfile) -> DeviceProfile:
+        """This profile, which remembers what it was before some of its values were replaced."""
+        made = self.model_copy()
+        made._before = before
+        return made
+
+    @property
+    def as_measured(self) -> DeviceProfile:
+        """The device that the measured curves are of: this one, without the values that were replaced."""
+        return self if self._before is None else self._before.model_copy(update={"measured": self.measured})
 
     def __hash__(self) -> int:
         """By name and source; equality compares everything, so what is computed from a profile can be kept."""

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.place.kernels.gemm import products, products_us
+from sim.place.kernels.memory import memory_us
 from sim.topology.abilities import Abilities, abilities_of, resolve
 from sim.topology.calibration import Calibration
 from sim.topology.device import DeviceProfile, load_device, shipped_devices
+from sim.topology.load import load_topology
 
 SAID = {"source": "a test", "data": "none"}
 GEMM = {
@@ -273,3 +275,32 @@ def test_without_its_chip_float32_products_take_the_median_of_like_lanes() -> No
 
 def test_a_cpu_has_no_gpus_power_limit() -> None:
     assert not abilities_of(load_device("epyc-7763")).powers
+
+
+# Devices with other values ------------------------------------------------------------------------------------------
+
+
+def changed(**values: object) -> Abilities:
+    machine = load_topology("a5000x1", {f"devices.{path.replace('__', '.')}": value for path, value in values.items()})
+    return abilities_of(machine.gpus[0].profile)
+
+
+def test_a_measured_curve_follows_the_values_that_are_changed() -> None:
+    """The A5000's squares and copies were measured at 111.1 TFLOP/s, 230 W and 768 GB/s: at half of these the power and
+    the DRAM bound them at twice the time, with the same model's misses, and with more power none is slower."""
+    side = np.array([8192.0])
+    shapes = products(np.ones(1), side, side, side, "float16")
+    as_it_is, half = changed(memory_gib=24), changed(tflops__float16=55.55, tdp_w=115)
+    now, slower = (float(products_us(shapes, "float16", each).us[0]) for each in (as_it_is, half))
+    assert slower == pytest.approx(2 * now, rel=0.02)
+    assert now == pytest.approx(float(products_us(shapes, "float16", abilities_of(load_device("rtx-a5000"))).us[0]))
+    size = np.array([1e9])
+    floor = 1.5
+    copied, halved = (
+        float(memory_us(size, each)[0]) - floor for each in (as_it_is, changed(memory_bandwidth_gb_s=384))
+    )
+    assert halved == pytest.approx(2 * copied, rel=1e-9)
+    sides = np.array([128.0, 1024.0, 4096.0, 16384.0])
+    squares = products(np.ones(4), sides, sides, sides, "float16")
+    by_power = [products_us(squares, "float16", changed(tdp_w=watts)).us for watts in (100, 230, 300)]
+    assert np.all(by_power[1] <= by_power[0] * 1.001) and np.all(by_power[2] <= by_power[1] * 1.001)

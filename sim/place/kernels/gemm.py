@@ -254,7 +254,9 @@ def _by_curve(shapes: Products, dtype: str, abilities: Abilities) -> Floats:
 
 @lru_cache(maxsize=64)
 def _corrections(device: DeviceProfile, dtype: str) -> tuple[_Correction, _Correction]:
-    """Of aligned squares and of the others."""
+    """Of aligned squares and of the others, by the model of the device that was measured: a changed one is told by its
+    own model, times what the model of the measured one misses."""
+    device = device.as_measured
     curve = device.measured.gemm
     assert curve is not None
     without = device.model_copy(update={"measured": device.measured.model_copy(update={"gemm": None})})

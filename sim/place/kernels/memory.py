@@ -54,15 +54,16 @@ def memory_us(nbytes: Floats, abilities: Abilities) -> Floats:
 
 
 def _dram_us(nbytes: Floats, abilities: Abilities) -> Floats:
-    """Without the floor: from the measured copies where the profile has them."""
+    """Without the floor: from the measured copies where the profile has them, at the bandwidth that it has now."""
     line = nbytes / (dram_gb_s(abilities) * 1e3)
     curve = abilities.profile.measured.copy_
     if curve is None or len(curve.us) < 2:
         return line
-    floor = floor_us(abilities.profile)
+    measured = abilities.profile.as_measured
+    floor, faster = floor_us(measured), abilities.profile.memory_bandwidth_gb_s / measured.memory_bandwidth_gb_s
     pair = curve_us(nbytes * curve.copies, curve.bytes_moved, curve.us, floor * curve.copies) / curve.copies
     # Below the second point nothing was measured but calls; there the bandwidth of the line goes on.
-    return np.where(nbytes * curve.copies >= curve.bytes_moved[1], pair - floor, line)
+    return np.where(nbytes * curve.copies >= curve.bytes_moved[1], (pair - floor) / faster, line)
 
 
 def beside(moving_us: Floats, working_us: Floats | float) -> Floats:
