@@ -326,6 +326,11 @@ def test_collective_json_keeps_its_contract(run: Run) -> None:
     assert (large["kind"], large["ranks"], large["algorithm"], large["protocol"]) == ("all_reduce", 8, "ring", "simple")
 
 
+def test_a_barrier_has_no_size(run: Run) -> None:
+    _, out, _ = run("collective", "barrier", "--bytes", "1000", "--ranks", 8, "--topology", "dgx-a100")
+    assert "a barrier is an all-reduce of one element, whatever --bytes says" in out
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

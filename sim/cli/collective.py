@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from sim.cli import options
 from sim.cli.telling import printer, tell_result
 from sim.errors import UserError
+
+if TYPE_CHECKING:
+    from sim.place.collectives import CollectivePlan
 
 LARGEST_BYTES = 1 << 50
 
@@ -50,8 +54,14 @@ def collective(
     plans = [plan(machine, kind, size, chosen) for size in asked]
     rows = [
         CollectiveTimeRow(
-            p.kind, p.nbytes, p.ranks, p.algorithm, p.protocol, p.call_us, p.algbw_gb_s, p.busbw_gb_s, p.note
+            p.kind, p.nbytes, p.ranks, p.algorithm, p.protocol, p.call_us, p.algbw_gb_s, p.busbw_gb_s, _note(p)
         )
         for p in plans
     ]
     tell_result(encode_rows(rows), json_out, lambda: render_rows(rows, printer()))
+
+
+def _note(made: CollectivePlan) -> str:
+    """What is to be known of a number; and that a barrier has no size."""
+    of_a_barrier = "a barrier is an all-reduce of one element, whatever --bytes says" if made.kind == "barrier" else ""
+    return "; ".join(note for note in (of_a_barrier, made.note) if note)

@@ -129,6 +129,8 @@ def value_text(value: Value) -> str:
     """A value as a user would type it, a long one cut; a dash where the base has no such path."""
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
 

@@ -14,6 +14,7 @@ from sim.graph import OpGraph
 from sim.ops import HostCall, Kernel
 from sim.replay import engine
 from sim.replay.folding import unfolded
+from sim.report import variants_text
 from sim.report.variants import LedgerLine, Variant, WhatIf
 from sim.whatif import vary
 from sim.whatif.rows import what_if
@@ -191,6 +192,7 @@ def test_a_list_is_one_value_and_told_as_it_is_typed() -> None:
     given = vary.parse(["links.pcie.between=[[gpu,cpu0]],[[gpu, cpu]]"])
     assert given[0].values == ("[[gpu,cpu0]]", "[[gpu, cpu]]")
     told = [made.values for made in vary.machines("a5000x8", {}, given)]
+    assert variants_text.value_text(True) == "true"
     assert told == [{"links.pcie.between": "[[gpu, cpu0]]"}, vary.base_machine("a5000x8", {}, given).values]
 
 
