@@ -20,7 +20,7 @@ from sim.place import nccl_tables as tables
 from sim.place.collectives_measured import Reading, read_curve
 from sim.place.nccl_rings import Rings, bus_bandwidth, find_rings, link_demand, most_on_a_host
 from sim.place.nccl_time import CHAINED, FALLBACK_NOTE, Ask, Cost, candidates, choose, cost, hop_us, nvls_tree
-from sim.topology.machine import Gpu, Machine, Route
+from sim.topology.machine import Gpu, Machine, PathClass, Route
 from sim.units import ns_from_us
 
 Loads = tuple[tuple[str, int], ...]
@@ -250,6 +250,21 @@ def _rounded(bytes_on: dict[str, float]) -> Loads:
 # Point to point -------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class _Shared:
+    """A part that routes have in common and the bytes of all transfers over it: thousands are counted as one."""
+
+    part: Route
+    nbytes: float = 0.0
+    _us: float | None = None
+
+    def hops_us(self, machine: Machine, *, plain: bool) -> float:
+        """The latency of its links, or where NCCL's figures stand for that what a change of the links adds."""
+        if self._us is None:
+            self._us = self.part.latency_us if plain else machine.added_latency_us(self.part)
+        return self._us
+
+
 def plan_transfers(machine: Machine, transfers: Iterable[Transfer]) -> CollectivePlan:
     """A group of sends that run together: (from, to, bytes) each; the lane with most to carry bounds it.
 
@@ -258,17 +273,27 @@ def plan_transfers(machine: Machine, transfers: Iterable[Transfer]) -> Collectiv
     asked = tuple(transfers)
     names = [gpu.name for gpu in machine.gpus]
     ranks = most_on_a_host([machine.gpus[g] for g in sorted({end for a, b, _ in asked for end in (a, b)})])
-    moves = [(machine.transfer_route(names[a], names[b], ranks), float(size)) for a, b, size in asked]
     largest = max(size for _, _, size in asked)
     plain = machine.collectives.library != "nccl"
     protocol: tables.Protocol = "ll" if largest <= tables.P2P_LL_BYTES else "simple"
     wire = 1 / tables.RING_LL_SHARE if protocol == "ll" and not plain else 1.0
+    shared: dict[int, _Shared] = {}
+    latency = 0.0
+    for a, b, size in asked:
+        parts = machine.transfer_parts(names[a], names[b], ranks)
+        hops_us = 0.0
+        for part in parts:
+            one = shared.get(id(part)) or shared.setdefault(id(part), _Shared(part))
+            one.nbytes += size
+            hops_us += one.hops_us(machine, plain=plain)
+        path = parts[0].path if len(parts) == 1 else "NET"
+        latency = max(latency, hops_us if plain else _send_us(path, protocol, hops_us))
+    moves = [(one.part, one.nbytes) for one in shared.values()]
     transfer, bound = _busiest(machine, moves)
-    latency = max(_send_latency(machine, route, protocol, plain=plain) for route, _ in moves)
     bytes_on: dict[str, float] = {}
-    for route, size in moves:
-        for lane in route.lanes:
-            bytes_on[lane] = bytes_on.get(lane, 0.0) + size
+    for part, carried in moves:
+        for lane in part.lanes:
+            bytes_on[lane] = bytes_on.get(lane, 0.0) + carried
     latency_ns, transfer_ns = ns_from_us(latency), ns_from_us(transfer * wire)
     return CollectivePlan(
         kind="send", nbytes=largest, ranks=2, latency_ns=latency_ns, transfer_ns=transfer_ns,
@@ -298,10 +323,8 @@ def _busiest(machine: Machine, moves: list[tuple[Route, float]]) -> tuple[float,
     return max((amount / rates[lane] / 1e3, lane) for lane, amount in link_demand(moves).items())
 
 
-def _send_latency(machine: Machine, route: Route, protocol: tables.Protocol, *, plain: bool) -> float:
-    if plain:
-        return route.latency_us
-    return tables.BASE_US["ring"][protocol] + max(hop_us(route.path, protocol) + machine.added_latency_us(route), 0.0)
+def _send_us(path: PathClass, protocol: tables.Protocol, added_us: float) -> float:
+    return tables.BASE_US["ring"][protocol] + max(hop_us(path, protocol) + added_us, 0.0)
 
 
 # The textbook ring ----------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from sim.place.nccl_search import (
     rings_of_host,
     speeds_to_try,
 )  # fmt: skip
-from sim.topology.machine import Gpu, Hop, Machine, Route
+from sim.topology.machine import PXN_FROM, Gpu, Hop, Machine, Route
 
 PXN = "PXN"
 _NEAR = ("PIX", "PXB")
@@ -48,7 +48,7 @@ class Chain:
         if self.nic and self.out and following.nic:
             between = machine.network_route(self.nic, following.nic)
             if between:
-                return Route((*self.out.hops, *between.hops, *machine.route(following.nic, first).hops), "NET")
+                return Route((*self.out.hops, *between.hops, *machine.from_nic(following.nic, first).hops), "NET")
         return machine.transfer_route(self.order[-1], first)
 
 
@@ -171,18 +171,18 @@ class _NicSearch(Search):
 
     def _way_in(self, nic: str, name: str) -> Route:
         up = self._machine.uplink(nic)
-        return Route((Hop(up.link, up.end), *self._machine.route(nic, name).hops), "NET")
+        return Route((Hop(up.link, up.end), *self._machine.from_nic(nic, name).hops), "NET")
 
     def _way_out(self, name: str, nic: str) -> _WayOut:
         """Straight to the NIC where it is near, else by a GPU that it is near to, else by way of the CPU."""
         machine = self._machine
-        straight = machine.route(name, nic)
-        kind: str = straight.path
-        if kind not in _NEAR and machine.nccl.release >= tables.PXN_FROM:
+        straight = machine.to_nic(name, nic)
+        kind: str = machine.route(name, nic).path
+        if kind not in _NEAR and machine.nccl.release >= PXN_FROM:
             by = next((peer for peer in self._entries(nic, _NEAR) if self._over_nvlink(name, peer)), None)
             if by:
                 kind = PXN
-                straight = Route((*self.routes[name, by].hops, *machine.route(by, nic).hops), "NET")
+                straight = Route((*self.routes[name, by].hops, *machine.to_nic(by, nic).hops), "NET")
         return _WayOut(kind, straight, Route((*straight.hops, machine.uplink(nic)), "NET"))
 
     def _over_nvlink(self, name: str, peer: str) -> bool:

@@ -98,10 +98,10 @@ def link_demand(moves: Iterable[tuple[Route, float]], *, both_ways: bool = True)
     ``both_ways``: all go at the same time.
     """
     crossings = [(route, crossing, amount) for route, amount in moves for crossing in route.hops]
-    used = {(route.via_host, crossing.lane) for route, crossing, _ in crossings}
+    used = {(crossing.staged, crossing.lane) for _, crossing, _ in crossings}
     demand: dict[str, float] = {}
     for route, crossing, amount in crossings:
-        both = both_ways and (route.via_host, crossing.link.lane(crossing.end)) in used
+        both = both_ways and (crossing.staged, crossing.link.lane(crossing.end)) in used
         demand[crossing.lane] = demand.get(crossing.lane, 0.0) + amount / _share(route, crossing, both=both)
     return demand
 
@@ -110,7 +110,7 @@ def _share(route: Route, crossing: Hop, *, both: bool) -> float:
     """What a link keeps of its bandwidth where it carries data between GPUs through a CPU."""
     if crossing.link.kind != "pcie":
         return 1.0
-    if route.via_host:
+    if crossing.staged:
         return HOST_MEMORY_SHARE_BOTH_WAYS if both else HOST_MEMORY_SHARE_ONE_WAY
     return crossing.link.p2p_both_ways if both and route.path in ("PHB", "SYS") else 1.0
 

@@ -112,8 +112,6 @@ SPLIT_ENOUGH_FROM = 50.0
 MOST_CHANNELS = 32
 
 NVLS_TREE_FROM = (2, 18)
-# A GPU far from a NIC hands its data to one near it (NCCL_PXN_DISABLE, release notes of 2.12)
-PXN_FROM = (2, 12)
 
 # topo.h: Intel CPUs turn peer traffic into 64-byte packets
 INTEL_P2P_OVERHEAD = 6 / 5

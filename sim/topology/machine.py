@@ -7,8 +7,8 @@ Rates are GB/s, which is bytes a nanosecond.  What can be full is a *lane*: one 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -62,16 +62,17 @@ class Link:
 
 @dataclass(frozen=True)
 class Hop:
-    """A link, crossed from ``start``."""
+    """A link, crossed from ``start``; ``staged`` where a GPU's kernel writes to host memory or reads from it so."""
 
     link: Link
     start: str
+    staged: bool = False
 
-    @property
+    @cached_property
     def lane(self) -> str:
         return self.link.lane(self.start)
 
-    @property
+    @cached_property
     def end(self) -> str:
         return self.link.other(self.start)
 
@@ -82,7 +83,11 @@ class Route:
 
     hops: tuple[Hop, ...]
     path: PathClass
-    via_host: bool = False
+
+    @property
+    def via_host(self) -> bool:
+        """Whether data are staged in host memory on the way."""
+        return any(hop.staged for hop in self.hops)
 
     @property
     def links(self) -> tuple[Link, ...]:
@@ -135,6 +140,8 @@ class Machine:
     changes: tuple[Change, ...] = ()
     baseline: Machine | None = None
     _routes: dict[tuple[str, str], Route] = field(default_factory=dict, repr=False)
+    _ways: dict[tuple[str, frozenset[LinkKind]], dict[str, tuple[Hop, ...]]] = field(default_factory=dict, repr=False)
+    _parts: dict[tuple[str, str], Route] = field(default_factory=dict, repr=False)
 
     @cached_property
     def graph(self) -> nx.MultiGraph[str]:
@@ -185,36 +192,45 @@ class Machine:
 
     def _shortest(self, a: str, b: str, kinds: frozenset[LinkKind]) -> tuple[Hop, ...]:
         """Fewest links of these kinds, then greatest bandwidth, then names.  () where none leads."""
+        if (a, kinds) not in self._ways:
+            self._ways[a, kinds] = self._ways_from(a, kinds)
+        return self._ways[a, kinds].get(b, ())
+
+    def _ways_from(self, a: str, kinds: frozenset[LinkKind]) -> dict[str, tuple[Hop, ...]]:
+        """The way to every node that these kinds of link lead to."""
         reached: dict[str, tuple[float, tuple[Hop, ...]]] = {a: (float("inf"), ())}
         frontier = [a]
-        while frontier and b not in reached:
+        while frontier:
             found: dict[str, tuple[float, tuple[Hop, ...]]] = {}
             for node in frontier:
                 rate, hops = reached[node]
                 for hop in self._leaving(node, kinds):
-                    if hop.end in reached or (hop.end != b and hop.end in self._gpu_names):
+                    if hop.end in reached:
                         continue
                     best = min(rate, hop.link.bandwidth_gb_s)
                     if hop.end not in found or best > found[hop.end][0]:
                         found[hop.end] = (best, (*hops, hop))
             reached.update(found)
-            frontier = sorted(found, key=natural)
-        return reached[b][1] if b in reached else ()
+            frontier = sorted((node for node in found if node not in self._gpu_names), key=natural)
+        return {node: hops for node, (_, hops) in reached.items()}
 
     @cached_property
-    def _neighbours(self) -> dict[str, tuple[Link, ...]]:
-        """A node's links, the strongest first between two nodes, then by the other end's name."""
+    def _neighbours(self) -> dict[str, tuple[Hop, ...]]:
+        """The hops from a node, by the other end's name, the strongest first between two nodes."""
         around: dict[str, list[Link]] = {node: [] for node in self.graph}
         for link in self.links:
             around[link.a].append(link)
             around[link.b].append(link)
         return {
-            node: tuple(sorted(links, key=lambda k: (natural(k.other(node)), -k.bandwidth_gb_s, k.cls)))
+            node: tuple(
+                Hop(link, node)
+                for link in sorted(links, key=lambda k: (natural(k.other(node)), -k.bandwidth_gb_s, k.cls))
+            )
             for node, links in around.items()
         }
 
     def _leaving(self, node: str, kinds: frozenset[LinkKind]) -> Iterable[Hop]:
-        return (Hop(link, node) for link in self._neighbours[node] if link.kind in kinds)
+        return (hop for hop in self._neighbours[node] if hop.link.kind in kinds)
 
     def _path_class(self, start: str, hops: tuple[Hop, ...]) -> PathClass:
         kinds = [hop.link.kind for hop in hops]
@@ -272,17 +288,18 @@ class Machine:
     def through_host(self, a: str, b: str) -> Route:
         """From GPU to GPU by way of the sender's host memory: written there, read back from there."""
         memory = self.host_memory(a)
-        out, back = self.route(a, memory), self.route(memory, b)
-        return Route((*out.hops, *back.hops), self.route(a, b).path, via_host=True)
+        return Route((*_staged(self.route(a, memory)), *_staged(self.route(memory, b))), self.route(a, b).path)
 
     # Changes ----------------------------------------------------------------------------------------------------
 
     @cached_property
     def _latency_before(self) -> dict[str, float]:
-        return {link.name: link.latency_us for link in (self.baseline or self).links}
+        return {link.name: link.latency_us for link in self.baseline.links} if self.baseline else {}
 
     def added_latency_us(self, route: Route) -> float:
         """What overrides added to the latency of the route's links (below 0: took away); 0 for links that are new."""
+        if self.baseline is None:
+            return 0.0
         before = self._latency_before
         return sum(link.latency_us - before.get(link.name, link.latency_us) for link in route.links)
 
@@ -322,10 +339,21 @@ class Machine:
 
         ``ranks``: how many GPUs of the host the communicator has.
         """
-        direct = self.route(a, b)
-        if direct.path == "NET":
-            return self._by_own_nics(a, b) or direct
-        return direct if self.p2p(a, b, ranks) else self.through_host(a, b)
+        parts = self.transfer_parts(a, b, ranks)
+        return parts[0] if len(parts) == 1 else Route(tuple(hop for part in parts for hop in part.hops), "NET")
+
+    def transfer_parts(self, a: str, b: str, ranks: int = 2) -> tuple[Route, ...]:
+        """The transfer's route in parts that many transfers share: out to a NIC, over the network, in from a NIC."""
+        if b not in self._beside[a]:
+            return self._by_nics(a, b) or (self.route(a, b),)
+        return (self.route(a, b) if self.p2p(a, b, ranks) else self.through_host(a, b),)
+
+    @cached_property
+    def _beside(self) -> dict[str, set[str]]:
+        """Of each GPU: what it reaches without a network."""
+        return {
+            gpu.name: {*self._ways_from(gpu.name, _NVLINK), *self._ways_from(gpu.name, _IN_A_HOST)} for gpu in self.gpus
+        }
 
     # NICs -------------------------------------------------------------------------------------------------------
 
@@ -341,7 +369,7 @@ class Machine:
         }
 
     def _on_network(self, nodes: Iterable[str]) -> list[str]:
-        return [n for n in nodes if self.kind(n) == "nic" and any(k.kind == "network" for k in self._neighbours[n])]
+        return [n for n in nodes if self.kind(n) == "nic" and any(self._leaving(n, _NETWORK))]
 
     def own_nic(self, gpu: str) -> str | None:
         """The nearest NIC; GPUs that have the same ones equally near take turns (ncclTopoGetLocalNet)."""
@@ -360,21 +388,76 @@ class Machine:
 
     def uplink(self, nic: str) -> Hop:
         """The way from a NIC onto its network: the strongest link where it has several."""
-        links = (link for link in self._neighbours[nic] if link.kind == "network")
-        return Hop(max(links, key=lambda link: link.bandwidth_gb_s), nic)
+        return max(self._leaving(nic, _NETWORK), key=lambda hop: hop.link.bandwidth_gb_s)
 
     def network_route(self, a: str, b: str) -> Route | None:
         """From one NIC to another over network links and switches alone; None where they are not so joined."""
         hops = self._shortest(a, b, _NETWORK)
-        return Route(hops, "NET") if hops else None
+        return self._part(a, b, lambda: hops) if hops else None
 
-    def _by_own_nics(self, a: str, b: str) -> Route | None:
-        """Out by the sender's NIC, in by the receiver's."""
-        out, into = self.own_nic(a), self.own_nic(b)
-        between = self.network_route(out, into) if out and into else None
-        if not (out and into and between):
-            return None
-        return Route((*self.route(a, out).hops, *between.hops, *self.route(into, b).hops), "NET")
+    def to_nic(self, gpu: str, nic: str) -> Route:
+        """From a GPU to a NIC: straight where the NIC reads the GPU's memory, else staged in host memory."""
+        return self._part(gpu, nic, lambda: self._to_nic(gpu, nic))
+
+    def _to_nic(self, gpu: str, nic: str) -> tuple[Hop, ...]:
+        if self.gpudirect(gpu, nic):
+            return self.route(gpu, nic).hops
+        memory = self.host_memory(gpu)
+        return (*_staged(self.route(gpu, memory)), *self.route(memory, nic).hops)
+
+    def from_nic(self, nic: str, gpu: str) -> Route:
+        """The same the other way."""
+        return self._part(nic, gpu, lambda: self._from_nic(nic, gpu))
+
+    def _from_nic(self, nic: str, gpu: str) -> tuple[Hop, ...]:
+        if self.gpudirect(gpu, nic):
+            return self.route(nic, gpu).hops
+        memory = self.host_memory(gpu)
+        return (*self.route(nic, memory).hops, *_staged(self.route(memory, gpu)))
+
+    def gpudirect(self, gpu: str, nic: str) -> bool:
+        """Whether a NIC reads and writes the GPU's memory itself (GPUDirect RDMA).
+
+        Only cards that let other devices reach their memory do, and NCCL lets only NICs no farther than PCIe switches
+        (NVIDIA/nccl src/graph/paths.cc, ncclTopoCheckGdr: PXB); NCCL_NET_GDR_LEVEL rules over it.
+        """
+        level = self.nccl.NCCL_NET_GDR_LEVEL or "PXB"
+        near = _P2P_ORDER.index(self.route(gpu, nic).path) <= _P2P_ORDER.index(level)
+        return near and self.gpu(gpu).profile.pcie_p2p
+
+    def _part(self, start: str, end: str, hops: Callable[[], tuple[Hop, ...]]) -> Route:
+        """A part of routes over the network, one and the same for all of them."""
+        if (start, end) not in self._parts:
+            self._parts[start, end] = Route(hops(), "NET")
+        return self._parts[start, end]
+
+    def _by_nics(self, a: str, b: str) -> tuple[Route, ...] | None:
+        """Out by the sender's own NIC, in by the receiver's.
+
+        Where these are on networks that never meet: over NVLink to a neighbour whose NIC is on the receiver's (PXN).
+        """
+        into = self.own_nic(b)
+        for by in (a, *self._pxn_neighbours(a)) if into else ():
+            out = self.own_nic(by)
+            between = self.network_route(out, into) if out and into else None
+            if out and into and between:
+                handed = () if by == a else (self.route(a, by),)
+                return (*handed, self.to_nic(by, out), between, self.from_nic(into, b))
+        return None
+
+    def _pxn_neighbours(self, gpu: str) -> tuple[str, ...]:
+        return self._over_nvlink[gpu] if self.nccl.release >= PXN_FROM else ()
+
+    @cached_property
+    def _over_nvlink(self) -> dict[str, tuple[str, ...]]:
+        """Of each GPU: those of its host that NVLink joins it to."""
+        by_host: dict[int, list[str]] = {}
+        for gpu in self.gpus:
+            by_host.setdefault(gpu.host, []).append(gpu.name)
+        return {
+            gpu.name: tuple(k for k in by_host[gpu.host] if k != gpu.name and self._shortest(gpu.name, k, _NVLINK))
+            for gpu in self.gpus
+        }
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -385,15 +468,22 @@ class Machine:
             told += [
                 f"{gpu.name} ({gpu.profile.full_name}) has no NVLink ports, yet the file gives it NVLink"
                 for gpu in self.gpus
-                if gpu.profile.nvlink is None and any(k.kind == "nvlink" for k in self._neighbours[gpu.name])
+                if gpu.profile.nvlink is None and any(self._leaving(gpu.name, _NVLINK))
             ]
         return tuple(told)
 
 
 # "Set P2P level to PXB on AMD CPUs when using more than 2 GPUs per node" (release 2.23)
 _P2P_FOR_PAIRS_ONLY = (2, 23)
+# A GPU far from a NIC hands its data to one near it (NCCL_PXN_DISABLE, release notes of 2.12)
+PXN_FROM = (2, 12)
 _NVLINK: frozenset[LinkKind] = frozenset({"nvlink"})
 _NETWORK: frozenset[LinkKind] = frozenset({"network"})
 _IN_A_HOST: frozenset[LinkKind] = frozenset({"pcie", "smp", "memory"})
 _NEAR_TO_FAR = (_NVLINK, _IN_A_HOST, _IN_A_HOST | _NETWORK)
 _P2P_ORDER = ("LOC", "NVL", "PIX", "PXB", "PHB", "SYS")
+
+
+def _staged(route: Route) -> tuple[Hop, ...]:
+    """The route's hops as a GPU's kernel takes them to or from host memory."""
+    return tuple(replace(hop, staged=True) for hop in route.hops)

@@ -139,6 +139,7 @@ class NcclSettings(FileModel):
     NCCL_PROTO: Annotated[str, AfterValidator(lambda v: _choice(v, _PROTOCOLS))] | None = None
     NCCL_P2P_DISABLE: bool = False
     NCCL_P2P_LEVEL: Literal["LOC", "NVL", "PIX", "PXB", "PHB", "SYS"] | None = None
+    NCCL_NET_GDR_LEVEL: Literal["LOC", "PIX", "PXB", "PHB", "SYS"] | None = None
     NCCL_MIN_NCHANNELS: Annotated[int, Field(ge=1, le=64)] | None = None
     NCCL_MAX_NCHANNELS: Annotated[int, Field(ge=1, le=64)] | None = None
 

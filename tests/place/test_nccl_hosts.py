@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -148,3 +149,63 @@ def test_what_nccl_may_take_and_the_model_does_not_have_is_told() -> None:
     assert plan(machine, "all_gather", GIB, everyone).note == ""
     assert plan(load_topology("dgx-h100x2-400g", {"nccl.NCCL_ALGO": "Ring"}), "all_reduce", GIB, everyone).note == ""
     assert plan(load_topology("dgx-a100x2-200g"), "all_reduce", GIB, everyone).note == ""
+
+
+# GPUDirect RDMA -------------------------------------------------------------------------------------------------
+
+
+def test_a_nic_farther_than_pcie_switches_stages_data_in_host_memory() -> None:
+    # a5000x8x2-200g: the NIC is on a CPU, as the cards are.  One card a host: its link carries both ways at once, 0.605
+    # of 24 GB/s; a send one way, 0.845; with NCCL_NET_GDR_LEVEL=SYS the NIC reads and writes the cards' own memory.
+    machine = load_topology("a5000x8x2-200g")
+    assert rings_of(machine, 0, 8).bus_gb_s == pytest.approx(0.605 * 24)
+    sent = plan(machine, "recv", GIB, (4, 12))
+    assert GIB / sent.transfer_ns == pytest.approx(0.845 * 24)
+    assert machine.transfer_route("gpu4", "gpu12").via_host
+    near = load_topology("a5000x8x2-200g", {"nccl.NCCL_NET_GDR_LEVEL": "SYS"})
+    assert rings_of(near, 0, 8).bus_gb_s == pytest.approx(24)
+    assert not near.transfer_route("gpu4", "gpu12").via_host
+
+
+def test_the_nics_own_link_is_not_slowed_by_staging() -> None:
+    # 100 Gbit: the NIC's DMA of host memory is no GPU kernel's access.
+    route = load_topology("a5000x8x2-100g").transfer_route("gpu0", "gpu8")
+    assert [hop.lane for hop in route.hops if hop.staged] == ["pcie:gpu0>cpu0", "pcie:cpu2>gpu8"]
+
+
+def test_cards_without_peer_to_peer_stage_even_beside_the_nic() -> None:
+    machine = load_topology("dgx-a100x2-200g", {"devices.profile": "rtx-4090", "links.nvlink.enabled": False})
+    route = machine.transfer_route("gpu0", "gpu8")
+    assert route.via_host
+    assert "pcie:pcisw0>cpu0" in route.lanes
+    assert not load_topology("dgx-a100x2-200g").transfer_route("gpu0", "gpu8").via_host
+
+
+# Sends over the network -----------------------------------------------------------------------------------------
+
+
+def test_a_send_between_rails_goes_over_nvlink_to_the_receivers_rail(tmp_path: Path) -> None:
+    raw = yaml.safe_load((Path(__file__).parents[2] / "topologies" / "dgx-h100x2-400g.yaml").read_text())
+    raw["nodes"] = [node for node in raw["nodes"] if node["id"] != "switch"]
+    raw["nodes"] += [{"id": f"rail{i}", "kind": "network-switch", "shared": True} for i in range(8)]
+    raw["links"]["network"]["between"] = [[f"nic{i}", f"rail{i}"] for i in range(8)]
+    file = tmp_path / "rails.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    machine = load_topology(str(file))
+    route = machine.transfer_route("gpu0", "gpu13")
+    assert [hop.link.kind for hop in route.hops] == [
+        "nvlink", "nvlink", "pcie", "pcie", "network", "network", "pcie", "pcie",
+    ]  # fmt: skip
+    assert "network:nic5>rail5" in route.lanes
+    # 15 of 16 pieces leave each card, 8 of them the host: an all-to-all takes what one switch for all takes.
+    one = plan(load_topology("dgx-h100x2-400g"), "all_to_all", GIB, tuple(range(16)))
+    assert plan(machine, "all_to_all", GIB, tuple(range(16))).transfer_ns == one.transfer_ns
+
+
+def test_an_all_to_all_of_512_cards_is_planned_in_seconds() -> None:
+    machine = load_topology("dgx-h100x2-400g", {"hosts": 64})
+    began = time.process_time()
+    made = plan(machine, "all_to_all", GIB, tuple(range(512)))
+    assert time.process_time() - began < 30
+    # Each card sends 504 of its 512 pieces by its own NIC, at 48 GB/s.
+    assert made.transfer_ns == pytest.approx(GIB / 512 * 504 / 48, rel=1e-6)
