@@ -197,20 +197,29 @@ class Machine:
         return self._ways[a, kinds].get(b, ())
 
     def _ways_from(self, a: str, kinds: frozenset[LinkKind]) -> dict[str, tuple[Hop, ...]]:
-        """The way to every node that these kinds of link lead to."""
+        """The way to every node that these kinds of link lead to.
+
+        Where several are equally good, NICs take those over the network in turn, as switches spread flows over spines;
+        elsewhere the first by name is taken.
+        """
+        turn = self._turns.get(a, 0) if kinds == _NETWORK else 0
         reached: dict[str, tuple[float, tuple[Hop, ...]]] = {a: (float("inf"), ())}
         frontier = [a]
         while frontier:
-            found: dict[str, tuple[float, tuple[Hop, ...]]] = {}
+            found: dict[str, list[tuple[float, Hop]]] = {}
             for node in frontier:
-                rate, hops = reached[node]
+                rate = reached[node][0]
                 for hop in self._leaving(node, kinds):
                     if hop.end in reached:
                         continue
                     best = min(rate, hop.link.bandwidth_gb_s)
-                    if hop.end not in found or best > found[hop.end][0]:
-                        found[hop.end] = (best, (*hops, hop))
-            reached.update(found)
+                    if hop.end not in found or best > found[hop.end][0][0]:
+                        found[hop.end] = [(best, hop)]
+                    elif best == found[hop.end][0][0]:
+                        found[hop.end].append((best, hop))
+            for node, ways in found.items():
+                best, hop = ways[turn % len(ways)]
+                reached[node] = (best, (*reached[hop.start][1], hop))
             frontier = sorted((node for node in found if node not in self._gpu_names), key=natural)
         return {node: hops for node, (_, hops) in reached.items()}
 
@@ -370,6 +379,11 @@ class Machine:
 
     def _on_network(self, nodes: Iterable[str]) -> list[str]:
         return [n for n in nodes if self.kind(n) == "nic" and any(self._leaving(n, _NETWORK))]
+
+    @cached_property
+    def _turns(self) -> dict[str, int]:
+        """Every NIC's place among all, which also is its turn among ways that are equally good."""
+        return {nic: place for place, nic in enumerate(node for node, kind in self.nodes.items() if kind == "nic")}
 
     def own_nic(self, gpu: str) -> str | None:
         """The nearest NIC; GPUs that have the same ones equally near take turns (ncclTopoGetLocalNet)."""
