@@ -39,6 +39,11 @@ HOP_US: dict[Hardware, dict[Algorithm, dict[Protocol, float]]] = {
     },
 }
 
+# tuning.cc, getNetOverhead: posting a step of a ring to a NIC, by CPU; Simple posts three times as long
+NET_OVERHEAD_US: dict[str, float] = {"intel": 1.0, "amd": 2.0}
+NET_OVERHEAD_OTHER_US = 1.0
+NET_POSTS_SIMPLE = 3
+
 Generation = Literal["volta", "ampere", "hopper"]
 
 
@@ -132,5 +137,6 @@ NVLINK_OF_A100_GB_S = 20.0
 # (microsoft/vidur, a100_pairwise_nvlink_send_recv, rank 0 sends); the others are within 6.5 % on average.
 SENDER_COPY_GB_S = 11.4
 
-# LL128 is on by default for these capabilities where every hop is NVLink
+# LL128 is on by default for these capabilities where every hop in a host is NVLink and every NIC within PXB (PXN from
+# 9.0 on: there LL128's lines keep their order over the neighbour's NVLink too)
 LL128_CAPABILITIES = ((7, 0), (8, 0), (9, 0), (10, 0), (12, 0))

@@ -60,6 +60,13 @@ class Ask:
         return sum(self.machine.added_latency_us(hop) for hop in hops) / len(hops)
 
     @cached_property
+    def near_nics(self) -> bool:
+        """Whether every way to the network leads over PCIe switches alone, or from Hopper on by a neighbour (PXN)."""
+        steps = [step for hop in self.rings.hops if hop.path == "NET" for step in hop.hops]
+        by_cpu = any(self.machine.kind(step.end) == "cpu" for step in steps)
+        return not by_cpu and (self.capability >= (9, 0) or all(step.link.kind != "nvlink" for step in steps))
+
+    @cached_property
     def capabilities(self) -> frozenset[tuple[int, int]]:
         return frozenset(profile.capability for profile in {id(g.profile): g.profile for g in self.gpus}.values())
 
@@ -122,11 +129,14 @@ def nvls_tree(ask: Ask) -> bool:
 
 
 def _ll128(ask: Ask) -> bool:
-    """By default where every hop is NVLink, on the capabilities NCCL has tested; NCCL_PROTO can ask for it."""
+    """By default where every hop in a host is NVLink and NICs are near, on the capabilities NCCL has tested.
+
+    NCCL_PROTO can ask for it.
+    """
     if ask.machine.nccl.NCCL_PROTO and not ask.machine.nccl.NCCL_PROTO.startswith("^"):
         return True
     alike = len(ask.capabilities) == 1
-    near = ask.rings.hosts == 1 and ask.rings.hardware == "nvlink"
+    near = ask.rings.hardware == "nvlink" and ask.near_nics
     return near and alike and ask.capability in tables.LL128_CAPABILITIES
 
 
@@ -210,8 +220,16 @@ def _expected_latency(ask: Ask, algorithm: Algorithm, protocol: Protocol) -> flo
         return base + 2 * ((ask.ranks / hosts - 1) * hop + int(log2(hosts)) * across)
     if ask.kind in CHAINED:
         return base + (across if hosts > 1 else hop)
-    between = 0 if hosts == 1 else 2 * hosts if ask.kind == "all_reduce" else hosts - 1
-    return base + max(ask.hops - between, 0) * hop + between * across
+    between = (2 if ask.kind == "all_reduce" else 1) * (hosts - 1)
+    return base + (ask.hops - between) * max(hop, _posting_us(ask, protocol)) + between * across
+
+
+def _posting_us(ask: Ask, protocol: Protocol) -> float:
+    """What the CPU takes to post one step of a ring over a network."""
+    if ask.rings.hosts == 1:
+        return 0.0
+    steps = tables.NET_OVERHEAD_US.get(ask.machine.host.cpu_vendor, tables.NET_OVERHEAD_OTHER_US)
+    return steps * (tables.NET_POSTS_SIMPLE if protocol == "simple" else 1)
 
 
 # Cost -----------------------------------------------------------------------------------------------------------
@@ -292,7 +310,8 @@ def _simple_cost(ask: Ask, lane: str, bus: float) -> Cost:
 def _ll128_cost(ask: Ask, lane: str, bus: float) -> Cost:
     """A turn is a hop, then the SMs pack the channel's lines, then all channels' lines cross the link.
 
-    All ranks take their turns in step, so the three do not overlap.  A chain (broadcast, reduce) passes everything on.
+    In a host all ranks take their turns in step, so the three do not overlap.  A chain (broadcast, reduce) passes
+    everything on.
     """
     pieces = 1 if ask.kind in CHAINED else ask.ranks
     turns = float(ask.ranks) if pieces == 1 else _turns(ask)
@@ -305,4 +324,6 @@ def _ll128_cost(ask: Ask, lane: str, bus: float) -> Cost:
     crossing = repeats * chunk * busy / (bus * tables.RING_LL128_SHARE) / 1e3
     bound = lane if crossing >= packing else "packing LL128 lines"
     latency = tables.BASE_US["ring"]["ll128"] + turns * _mean_hop(ask, "ll128")
-    return Cost(latency, packing + crossing, bound)
+    # A NIC sends what is packed while the SMs pack what follows.
+    transfer = packing + crossing if ask.rings.hosts == 1 else max(packing, crossing)
+    return Cost(latency, transfer, bound)

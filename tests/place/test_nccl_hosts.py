@@ -209,3 +209,35 @@ def test_an_all_to_all_of_512_cards_is_planned_in_seconds() -> None:
     assert time.process_time() - began < 30
     # Each card sends 504 of its 512 pieces by its own NIC, at 48 GB/s.
     assert made.transfer_ns == pytest.approx(GIB / 512 * 504 / 48, rel=1e-6)
+
+
+# LL128 over hosts -----------------------------------------------------------------------------------------------
+
+
+def ll128_of(machine: Machine) -> bool:
+    return plan(machine, "all_reduce", 1 << 20, tuple(range(len(machine.gpus)))).protocol == "ll128"
+
+
+def test_ll128_crosses_hosts_where_nics_are_near_the_cards(tmp_path: Path) -> None:
+    ampere = {"devices.profile": "a100-sxm4-80gb"}
+    near = hosts_of(tmp_path, nics=4, switches=2)
+    assert ll128_of(near)
+    assert ll128_of(load_topology(str(tmp_path / "hosts.yaml"), ampere))
+    # By a neighbour's NIC (PXN) from Hopper on only.
+    assert ll128_of(hosts_of(tmp_path, nics=4, switches=4))
+    assert not ll128_of(load_topology(str(tmp_path / "hosts.yaml"), ampere))
+    # By way of a CPU never: before 2.12 a far card's data went so.
+    assert not ll128_of(hosts_of(tmp_path, nics=4, switches=4, version="2.11"))
+    assert not ll128_of(load_topology("a5000x8x2-100g"))
+
+
+def test_ll128_over_two_hosts_by_hand() -> None:
+    # Tree, 1 MiB on 2 x 8 A100: 14 + 2 (7 x 1.25 + 8.5) = 48.5 us; eight channels of 20 GB/s, half of that, x 0.6.
+    made = plan(load_topology("dgx-a100x2-200g"), "all_reduce", 1 << 20, tuple(range(16)))
+    assert (made.algorithm, made.protocol, made.latency_ns) == ("tree", "ll128", 48_500)
+    assert made.transfer_ns == pytest.approx((1 << 20) / (8 * 20 / 2 * 0.6), abs=1)
+    # Ring, 16 MiB on 2 x 8 H100, 16 turns: 14 us + 14 hops of 1.9 and 2 of 4.0 us; 14 of 16 channels have 4 grains of
+    # 19200 bytes a turn: 16 x 76800 x 14 bytes at 0.92 x 384 GB/s take longer than packing, 16 x 76800 at 36.7.
+    made = plan(load_topology("dgx-h100x2-400g"), "all_gather", 1 << 24, tuple(range(16)))
+    assert (made.algorithm, made.protocol, made.latency_ns) == ("ring", "ll128", 14_000 + 14 * 1_900 + 2 * 4_000)
+    assert made.transfer_ns == pytest.approx(16 * 76_800 * 14 / (0.92 * 384), abs=1)
