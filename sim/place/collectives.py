@@ -8,6 +8,7 @@ replay shares links in time from ``loads``).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -278,6 +279,7 @@ def plan_transfers(machine: Machine, transfers: Iterable[Transfer]) -> Collectiv
     protocol: tables.Protocol = "ll" if largest <= tables.P2P_LL_BYTES else "simple"
     wire = 1 / tables.RING_LL_SHARE if protocol == "ll" and not plain else 1.0
     shared: dict[int, _Shared] = {}
+    posted: Counter[int] = Counter()
     latency = 0.0
     for a, b, size in asked:
         parts = machine.transfer_parts(names[a], names[b], ranks)
@@ -287,9 +289,13 @@ def plan_transfers(machine: Machine, transfers: Iterable[Transfer]) -> Collectiv
             one.nbytes += size
             hops_us += one.hops_us(machine, plain=plain)
         path = parts[0].path if len(parts) == 1 else "NET"
+        posted[a] += path == "NET"
         latency = max(latency, hops_us if plain else _send_us(path, protocol, hops_us))
     moves = [(one.part, one.nbytes) for one in shared.values()]
     transfer, bound = _busiest(machine, moves)
+    if not plain:  # a thread of the CPU posts a card's sends over a network one by one, while the first ones move
+        posting = (max(posted.values()) - 1) * tables.net_post_us(machine.host.cpu_vendor)
+        latency += max(posting - transfer * wire, 0.0)
     bytes_on: dict[str, float] = {}
     for part, carried in moves:
         for lane in part.lanes:

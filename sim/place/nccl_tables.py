@@ -39,10 +39,14 @@ HOP_US: dict[Hardware, dict[Algorithm, dict[Protocol, float]]] = {
     },
 }
 
-# tuning.cc, getNetOverhead: posting a step of a ring to a NIC, by CPU; Simple posts three times as long
-NET_OVERHEAD_US: dict[str, float] = {"intel": 1.0, "amd": 2.0}
-NET_OVERHEAD_OTHER_US = 1.0
+# Posting a step of a ring costs Simple three times as much (tuning.cc)
 NET_POSTS_SIMPLE = 3
+
+
+def net_post_us(cpu_vendor: str) -> float:
+    """What the CPU takes to post one send to a NIC (tuning.cc, getNetOverhead)."""
+    return 2.0 if cpu_vendor == "amd" else 1.0
+
 
 Generation = Literal["volta", "ampere", "hopper"]
 

@@ -228,8 +228,7 @@ def _posting_us(ask: Ask, protocol: Protocol) -> float:
     """What the CPU takes to post one step of a ring over a network."""
     if ask.rings.hosts == 1:
         return 0.0
-    steps = tables.NET_OVERHEAD_US.get(ask.machine.host.cpu_vendor, tables.NET_OVERHEAD_OTHER_US)
-    return steps * (tables.NET_POSTS_SIMPLE if protocol == "simple" else 1)
+    return tables.net_post_us(ask.machine.host.cpu_vendor) * (tables.NET_POSTS_SIMPLE if protocol == "simple" else 1)
 
 
 # Cost -----------------------------------------------------------------------------------------------------------
