@@ -97,7 +97,8 @@ def plan(machine: Machine, kind: str, nbytes: int, gpus: tuple[int, ...]) -> Col
         return _senders_own(machine, moved, gpus) if kind == "send" else moved
     if kind == "all_to_all":
         piece = ceil(nbytes / len(gpus))
-        every = tuple((a, b, piece) for a in gpus for b in gpus if a != b)
+        members = sorted(gpus)
+        every = tuple((a, b, piece) for a in members for b in members if a != b)
         moved = plan_transfers(machine, every)
         call_ns = max(moved.call_ns, _host_ns(machine))
         return replace(moved, kind=kind, nbytes=nbytes, ranks=len(gpus), call_ns=call_ns)
