@@ -46,6 +46,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
     if near:
         return "did you mean " + " or ".join(repr(by_lower[n]) for n in near) + "?"
-    if len(names) > MOST_NAMES and any("." in each for each in names):
-        return "known paths begin with " + ", ".join(sorted({each.partition(".")[0] for each in names}))
+    paths = [each for each in names if "." in each]
+    beginnings = sorted({each.partition(".")[0] for each in names})
+    # A version number has a point too, as llama-3.1-8b.
+    if len(names) > MOST_NAMES and paths and all(each.isidentifier() for each in beginnings):
+        return "known paths begin with " + ", ".join(beginnings)
     return "known are " + ", ".join(names)

@@ -197,6 +197,11 @@ def test_a_trace_that_does_not_say_its_gpu_or_is_given_twice_is_named(
     )
 
 
+def test_synth_of_nothing_says_what_to_give(refused: Callable[..., str], tmp_path: Path) -> None:
+    told = refused("synth", "--out", tmp_path / "x.workload.json.gz")
+    assert "MODEL is missing: a model's name, as in `tracesim synth gpt2" in told
+
+
 def test_an_unknown_topology_offers_the_nearest(refused: Callable[..., str], workload: Path) -> None:
     assert "did you mean 'a5000x8'" in refused("replay", workload, "--topology", "a5000x88")
 

@@ -11,7 +11,7 @@ import click
 from sim import graph as graphs
 from sim.cli import options
 from sim.cli.telling import line_by_line, own_streams, progress
-from sim.errors import UserError
+from sim.errors import InputError, UserError
 from sim.files import check_can_appear
 
 if TYPE_CHECKING:
@@ -117,8 +117,16 @@ def synth(out: Path, config: Path | None, script_args: Sequence[str], **given: A
 def _of_model(config: Path | None, given: dict[str, Any]) -> OpGraph:
     from sim.workload.spec import from_file, from_options
 
+    if config is None and given["model"] is None:
+        raise UserError(
+            "MODEL is missing: a model's name, as in `tracesim synth gpt2 --batch 8 --seq 512 --out FILE`, or a script,"
+            " as in `tracesim synth --out FILE -- SCRIPT.py`"
+        )
     spec = from_options(**given) if config is None else from_file(config, **given)
-    spec.check()
+    try:
+        spec.check()
+    except UserError as error:
+        raise error if config is None else InputError(config, str(error)) from None
     with progress() as tell:
         tell(f"building {spec.model} under fake tensors")
         from sim.workload.synth import synthesize

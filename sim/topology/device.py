@@ -17,7 +17,8 @@ from sim.errors import InputError, UnknownNameError
 from sim.topology.calibration import Calibration
 from sim.topology.fields import Count, Dtype, FileModel, Positive, Text, Time
 from sim.topology.problems import problems_of
-from sim.topology.yaml_file import parse_yaml, read_named, shipped_names
+from sim.topology.yaml_file import read_named, shipped_names
+from sim.yaml_text import parse_yaml
 
 __all__ = [
     "Count", "DeviceProfile", "FileModel", "Positive", "Text", "Time", "check_length", "check_rising", "find_device",

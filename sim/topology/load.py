@@ -16,7 +16,8 @@ from sim.topology.device import DeviceProfile, read_device
 from sim.topology.machine import Change, Machine
 from sim.topology.problems import problems_of
 from sim.topology.schema import Devices, TopologyFile
-from sim.topology.yaml_file import SUFFIXES, parse_yaml, read_named, shipped_names
+from sim.topology.yaml_file import SUFFIXES, read_named, shipped_names
+from sim.yaml_text import parse_yaml
 
 
 def shipped_topologies() -> tuple[str, ...]:

@@ -7,6 +7,7 @@ pass exchange nothing.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ import msgspec
 from sim.errors import UnknownNameError, UserError
 
 AXES = ("pp", "dp", "fsdp", "tp")
+# More than any machine has GPUs: a slip of the keyboard, which would fill the memory with their names.
+MOST_RANKS = 999_999
 
 
 class ParallelPlan(msgspec.Struct, frozen=True):
@@ -88,7 +91,7 @@ def parse_plan(spec: str) -> ParallelPlan:
         axis, _, size = part.partition("=")
         if axis not in AXES:
             raise UnknownNameError("axis in --parallel", axis, AXES)
-        if not size.isdigit() or int(size) < 1:
+        if not re.fullmatch("0*[1-9][0-9]{0,11}", size):
             raise UserError(f"--parallel {part!r}: the size of an axis is a whole number of at least 1, as in tp=8")
         if axis in dict(axes):
             raise UserError(f"--parallel {spec!r}: axis {axis!r} is named twice")
@@ -97,7 +100,10 @@ def parse_plan(spec: str) -> ParallelPlan:
     if [axis for axis, _ in axes] != order:
         rewritten = ",".join(f"{axis}={dict(axes)[axis]}" for axis in order)
         raise UserError(f"--parallel {spec!r}: axes go outermost first: write {rewritten}")
-    return ParallelPlan(tuple(axes))
+    plan = ParallelPlan(tuple(axes))
+    if plan.ranks > MOST_RANKS:
+        raise UserError(f"--parallel {spec!r}: has {plan.ranks} ranks; {MOST_RANKS} at most")
+    return plan
 
 
 def to_local(tensor: Any) -> Any:

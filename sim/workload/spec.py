@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
-import yaml
 
-from sim.errors import InputError, UserError
+from sim.errors import InputError, UserError, nearest
 from sim.graph import OpGraph
+from sim.yaml_text import parse_yaml
 
 Dtype = Literal["float16", "bfloat16", "float32"]
 # Beyond these a tensor's bytes overflow PyTorch's 64-bit sizes: a slip of the keyboard, told in one line.
@@ -210,14 +210,17 @@ def from_file(path: Path, **given: Any) -> SynthSpec:
     Raises InputError with every problem of the file at once.
     """
     try:
-        fields = yaml.safe_load(path.read_text())
+        said = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise InputError(path, "no such file; it holds the options of `tracesim synth`, as `batch: 16`") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(path, f"not a YAML file ({' '.join(str(error).split())})") from None
-    if not isinstance(fields, dict):
-        raise InputError(path, "not a mapping of options, as `batch: 16`")
-    fields = {str(key).replace("-", "_"): value for key, value in fields.items()}
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror}); give a YAML file") from None
+    except UnicodeDecodeError:
+        raise InputError(path, "is not UTF-8 text; give a YAML file of options, as `batch: 16`") from None
+    fields = {key.replace("-", "_"): value for key, value in said.items()}
+    twice = [key for key in said if "-" in key and key.replace("-", "_") in said]
+    if twice:
+        raise InputError(path, f"{', '.join(twice)}: stands there twice, with - and with _; leave one out")
     fields |= {key: value for key, value in given.items() if value is not None}
     problems = list(_field_problems(fields))
     if problems:
@@ -230,15 +233,23 @@ def _field_problems(fields: dict[str, Any]) -> Iterator[str]:
     known = {field.name: field for field in msgspec.structs.fields(SynthSpec)}
     for key, value in fields.items():
         if key not in known:
-            yield f"{key}: is no option; there are {', '.join(known)}"
+            yield f"{key}: is no option; {nearest(key, known)}"
             continue
         try:
             msgspec.convert(value, known[key].type)
         except msgspec.ValidationError as error:
-            yield f"{key}: {error}"
+            words = ", ".join(_words(known[key].type))
+            yield f"{key}: {value!r} is none of {words}" if words else f"{key}: {error}"
     for key, what in (("model", "the model to synthesize"), ("batch", "sequences or images a rank")):
         if key not in fields:
             yield f"{key} is missing: {what}"
+
+
+def _words(kind: Any) -> tuple[str, ...]:
+    """The words that a field takes, where it takes words only."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(word for part in get_args(kind) for word in _words(part))
 
 
 def _option(text: str) -> str:

@@ -108,7 +108,8 @@ def build_model(spec: SynthSpec, config: Any, task: Task) -> Any:
                 config, dtype=DTYPES[spec.parameter_dtype], attn_implementation=implementation
             )
     except (ValueError, ImportError) as error:
-        raise UserError(f"{spec.model}: transformers cannot build it as {task.what}: {error}") from None
+        why = str(error).partition(" for this kind of AutoModel")[0]  # then it lists every model that could be
+        raise UserError(f"{spec.model}: transformers cannot build it as {task.what}: {why}") from None
     if implementation == FLASH and not getattr(model, "_supports_flash_attn", False):
         raise UserError(f"--attention flash: transformers has no flash attention for {type(model).__name__}; use sdpa")
     if spec.channels_last:

@@ -14,7 +14,7 @@ import pytest
 from sim.errors import InputError
 from sim.place.kernels.single import OPS, kernel_rows, needed
 from sim.topology.device import DeviceProfile, load_device, shipped_devices, validate_device
-from sim.topology.yaml_file import parse_yaml
+from sim.yaml_text import parse_yaml
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -211,6 +211,17 @@ def test_a_model_that_does_not_exist_offers_the_nearest() -> None:
         synthesize(SynthSpec(model="opt-1.3", batch=1, seq=8))
 
 
+def test_where_no_model_is_near_all_are_named_with_their_whole_names() -> None:
+    with pytest.raises(UserError, match=r"known are bert-base, .*, llama-3\.1-8b, .*, vit-large; or give a folder"):
+        synthesize(SynthSpec(model="nothing-like-it", batch=1, seq=8))
+
+
+def test_a_head_that_a_model_cannot_have_is_told_without_the_list_of_all_that_can(tmp_path: Path) -> None:
+    spec = SynthSpec(model=model_folder(tmp_path, {"model_type": "bert"}), batch=1, seq=8, task="seq2seq-lm")
+    with pytest.raises(UserError, match=r"as a sequence-to-sequence language model: Unrecognized .*BertConfig'>$"):
+        synthesize(spec)
+
+
 @pytest.mark.parametrize("name", shipped_cards())
 def test_model_cards_have_the_parameters_they_say(name: str) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode

@@ -225,6 +225,8 @@ def test_the_same_plan_gives_the_same_graph_and_leaves_nothing_behind(tmp_path: 
     [
         ({"parallel": "tp=3"}, "tp=3 does not divide the 4 attention heads"),
         ({"parallel": "tp=2,fsdp=4"}, "outermost first: write fsdp=4,tp=2"),
+        ({"parallel": "fsdp=1000000000"}, "has 1000000000 ranks; 999999 at most"),
+        ({"parallel": "dp=\N{SUPERSCRIPT TWO}"}, "is a whole number of at least 1"),
         ({"parallel": "fsdp=4", "mode": "forward"}, "fsdp"),
         ({"fsdp_dtype": "bfloat16"}, "--fsdp-dtype"),
         ({"parallel": "fsdp=2", "bucket_mib": 4.0}, "--bucket-mib: is DistributedDataParallel's"),

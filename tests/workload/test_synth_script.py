@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -326,6 +327,60 @@ def test_reads_are_answered_where_an_answer_is_given(tmp_path: Path, capsys: pyt
     assert [(op.kind, op.bytes) for op in copies] == [("d2h", 4)] * 2 + [("d2h", 1), ("d2h", 4)]
 
 
+def test_a_scheduler_that_looks_at_the_loss_reads_a_value(tmp_path: Path) -> None:
+    before, body = "plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)", "plateau.step(loss)"
+    path = script(tmp_path, body, before=before)
+    with pytest.raises(UserError, match=rf"line {BODY_LINE}: `{re.escape(body)}` reads the value of a tensor"):
+        of_script(path)
+    assert of_script(path, assume_value=1.0).warnings == (
+        f"values read at {path}, line {BODY_LINE} were answered with 1",
+    )
+
+
+def test_an_optimizer_that_goes_by_the_loss_reads_values(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text("""
+import torch
+model = torch.nn.Linear(4, 4, device="cuda")
+optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+x = torch.randn(4, 4, device="cuda")
+def closure():
+    optimizer.zero_grad(); loss = model(x).sum(); loss.backward()
+    return loss
+for _ in range(3):
+    optimizer.step(closure)
+""")
+    with pytest.raises(UserError, match=r"line 10: `optimizer\.step\(closure\)` reads the value of a tensor"):
+        of_script(path)
+
+
+@pytest.mark.parametrize(("warmup", "copies"), [(1, 2), (2, 0)])  # a weight and a bias, in the first averaging alone
+def test_averaged_weights_are_copied_once_and_averaged_after(tmp_path: Path, warmup: int, copies: int) -> None:
+    path = tmp_path / "train.py"
+    path.write_text("""
+import torch
+model = torch.nn.Linear(4, 4, device="cuda")
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+average = torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average)
+for _ in range(4):
+    model(torch.randn(4, 4, device="cuda")).sum().backward()
+    optimizer.step()
+    averaged.update_parameters(model)
+""")
+    names = Counter(op.name for op in ops_of(of_script(path, warmup=warmup)) if isinstance(op, Kernel))
+    assert names["aten::copy_"] == copies
+    assert names["aten::_foreach_lerp_"] == warmup - 1
+
+
+def test_a_time_between_events_can_be_divided_by(tmp_path: Path) -> None:
+    events = "begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))"
+    path = script(tmp_path, "speed = 1 / begin.elapsed_time(end)", before=events)
+    assert of_script(path).warnings == (
+        f"a time between CUDA events at {path}, line {BODY_LINE} was answered with 1 ms",
+    )
+
+
 def test_the_script_finds_what_python_gives_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "beside.py").write_text("WORD = 'beside'\n")
     before = "import beside; print(sys.argv, __name__, __file__, beside.WORD, next(model.parameters()).device)"
@@ -457,10 +512,16 @@ def test_what_cannot_be_without_data_is_told_with_its_line(tmp_path: Path, body:
     assert not torch.cuda.is_available()
 
 
+def test_a_script_for_torchrun_is_told_to_have_ranks(tmp_path: Path) -> None:
+    path = script(tmp_path, "import os; os.environ['LOCAL_RANK']")
+    with pytest.raises(UserError, match=r"asks for LOCAL_RANK, which torchrun sets; give its ranks, as in --ranks 8"):
+        of_script(path)
+
+
 def test_how_a_script_ends_by_itself_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exit code 3 after 1 optimizer step"):
         of_script(script(tmp_path, "sys.exit(3)"))
-    with pytest.raises(UserError, match="before its first step"):
+    with pytest.raises(UserError, match=r"exit code 1 \(no data\) before its first step"):
         of_script(script(tmp_path, before="sys.exit('no data')"))
 
 

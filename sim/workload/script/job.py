@@ -23,6 +23,10 @@ from sim.workload.record import NOT_RECORDED
 from sim.workload.script.recorder import PARTIAL, Refused, ScriptRecorder, outside
 
 Put = Callable[[Any, str, Any], None]
+SET_BY_TORCHRUN = (
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "MASTER_ADDR",
+    "MASTER_PORT",
+)  # fmt: skip
 # What can be waited for, where it is asked for with async_op.
 WAITABLE = (
     "all_reduce", "broadcast", "reduce", "all_gather_into_tensor", "all_gather_single", "reduce_scatter_tensor",

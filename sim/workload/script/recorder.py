@@ -52,6 +52,8 @@ PARTIAL = ""
 # Larger tensors are hardly looked into: so many integers, or other numbers, are computed where the host makes them.
 KNOWN_INTEGERS, KNOWN_NUMBERS = 1 << 20, 1 << 12
 FIRST_SCALE = 65536.0
+# Of torch.optim: what reads a loss, or how often it was called, and does one thing or another by it.
+DECIDING = tuple(OPTIMIZERS + name for name in ("lbfgs", "lr_scheduler", "swa_utils"))
 
 
 class Refused(BaseException):
@@ -250,7 +252,7 @@ class ScriptRecorder(Recorder):
     def _value_read(self, tensor: torch.Tensor) -> bool | float:
         frame = asking_frame()
         module = frame.f_globals.get("__name__", "") if frame is not None else ""
-        if module.startswith(OPTIMIZERS):
+        if module.startswith(OPTIMIZERS) and module not in DECIDING:
             answer: bool | float = STEADY_STEP
         elif module == SCALER:
             answer = FIRST_SCALE if frame is not None and frame.f_code.co_name == "get_scale" else 0.0

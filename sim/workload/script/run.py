@@ -36,7 +36,7 @@ from sim.workload.interrupts import stoppable
 from sim.workload.modules import ModuleTracker
 from sim.workload.optimizers import state_tensors
 from sim.workload.script.devices import GpuFace
-from sim.workload.script.job import Job
+from sim.workload.script.job import SET_BY_TORCHRUN, Job
 from sim.workload.script.meshes import Meshes
 from sim.workload.script.patches import as_on_a_gpu
 from sim.workload.script.places import Places, held
@@ -71,7 +71,7 @@ def synthesize_script(spec: ScriptSpec, tell: Tell = lambda doing: None) -> OpGr
     run = _Run(spec, tell)
     with stoppable():
         run.to_the_step()
-    several = spec.parallel or (f"on {spec.ranks} ranks" if spec.ranks is not None else "")
+    several = spec.parallel or (f"on {spec.ranks} rank{'s' * (spec.ranks > 1)}" if spec.ranks is not None else "")
     graph = OpGraph(
         name=" ".join([spec.path.name, *spec.args, *([several] if several else [])]),
         programs=(run.builder.program(),),
@@ -118,6 +118,8 @@ class _Run:
             raise UserError(str(refused)) from None
         except SystemExit as ended:
             code = ended.code if ended.code is not None else 0
+            if not isinstance(code, int):  # a text is what Python prints, and ends with 1 after
+                code = f"1 ({' '.join(str(code).split())})"
             raise InputError(self.spec.path, f"ended by itself with exit code {code} {self._too_early()}") from None
         except Exception as error:
             if not isinstance(error, SyntaxError) and not self._lines(error):
@@ -247,6 +249,8 @@ class _Run:
         for kind, what in UNKNOWN:
             if isinstance(error, kind):
                 return f"{where}: `{frames[-1].line if frames else ''}` {what} ({said})"
+        if isinstance(error, KeyError) and error.args and error.args[0] in SET_BY_TORCHRUN and self.spec.job is None:
+            return f"{where}: asks for {error.args[0]}, which torchrun sets; give its ranks, as in --ranks 8"
         return f"{where}: {type(error).__name__}: {said or 'no message'}"
 
     def _lines(self, error: Exception) -> list[traceback.FrameSummary]:

@@ -12,6 +12,7 @@ import msgspec
 
 from sim.errors import InputError, UserError
 from sim.graph import OpGraph
+from sim.workload.parallel import MOST_RANKS
 
 DEFAULT_WARMUP = 1
 
@@ -56,8 +57,8 @@ class ScriptSpec(msgspec.Struct, frozen=True):
                 f"--parallel {self.parallel}: only dp=N is put around a script's model; for a script that calls"
                 " fully_shard or parallelize_module itself give the number of its ranks, as in --ranks 8"
             )
-        if self.ranks is not None and not 1 <= self.ranks < 10**6:
-            yield f"--ranks {self.ranks}: must be from 1 to 999999"
+        if self.ranks is not None and not 1 <= self.ranks <= MOST_RANKS:
+            yield f"--ranks {self.ranks}: must be from 1 to {MOST_RANKS}"
         if self.hosts < 1 or (self.job or 1) % self.hosts:
             yield f"--hosts {self.hosts}: does not divide the script's {self.job or 1} ranks; give --ranks and --hosts"
         if self.ranks is not None and self.parallel:

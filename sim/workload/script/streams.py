@@ -10,6 +10,9 @@ from sim.workload.builder import ProgramBuilder
 from sim.workload.fsdp import Device, RecordedEvent, RecordedStream
 from sim.workload.script.recorder import ScriptRecorder
 
+# A stand-in that scripts can divide by, as they do for tokens a second.
+A_TIME_MS = 1.0
+
 
 class ScriptEvent(RecordedEvent):
     """What a script does with an event beyond what FSDP's code does; times between events are not known here."""
@@ -29,8 +32,8 @@ class ScriptEvent(RecordedEvent):
 
     def elapsed_time(self, end: ScriptEvent) -> float:
         recorder = self._script.recorder
-        recorder.told[f"a time between CUDA events at {recorder.place_of_script()} was answered with 0"] += 1
-        return 0.0
+        recorder.told[f"a time between CUDA events at {recorder.place_of_script()} was answered with 1 ms"] += 1
+        return A_TIME_MS
 
 
 class ScriptStream(RecordedStream):
