@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,15 +19,29 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 ACCUMULATES = 2**63
 
 
+def paths_of(roots: Iterable[Any]) -> dict[Any, str]:
+    """Every module below the roots with its path, root class first."""
+    return {
+        module: f"{type(root).__name__}.{path}" if path else type(root).__name__
+        for root in roots
+        for path, module in root.named_modules()
+    }
+
+
+def owners_of(roots: Iterable[Any]) -> dict[int, str]:
+    """The path of the module that has each parameter and buffer, by the tensor's id; the first of several."""
+    owners: dict[int, str] = {}
+    for module, path in paths_of(roots).items():
+        for _, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            owners.setdefault(id(tensor), path)
+    return owners
+
+
 class ModuleTracker:
     """``current()`` is the path of the module that the op being dispatched belongs to, root class first."""
 
     def __init__(self, *roots: Any) -> None:
-        self._paths = {
-            module: f"{type(root).__name__}.{path}" if path else type(root).__name__
-            for root in roots
-            for path, module in root.named_modules()
-        }
+        self._paths = paths_of(roots)
         self._stack: list[str] = []
         self._numbers: list[int] = []
         self._entered: list[str] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -77,12 +77,21 @@ def begin_state(optimizer: Any, parameters: Iterable[Any]) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def state_tensors(optimizer: Any) -> Iterator[tuple[str, torch.Tensor, bool]]:
-    """Name and tensor of every state, and whether a CUDA run keeps it on the host: the step counters of an optimizer
-    that is neither fused nor capturable (torch/optim/adamw.py, _init_group)."""
+class State(NamedTuple):
+    """A tensor of an optimizer's state: of which parameter, and whether a CUDA run keeps it on the host."""
+
+    parameter: Any
+    name: str
+    tensor: torch.Tensor
+    on_host: bool
+
+
+def state_tensors(optimizer: Any) -> Iterator[State]:
+    """Every state.  On the host are the step counters of an optimizer that is neither fused nor capturable
+    (torch/optim/adamw.py, _init_group)."""
     for group in optimizer.param_groups:
         on_host = not (group.get("fused") or group.get("capturable"))
         for parameter in group["params"]:
             for name, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, torch.Tensor):
-                    yield name, value, on_host and name == "step"
+                    yield State(parameter, name, value, on_host and name == "step")

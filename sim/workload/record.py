@@ -137,10 +137,12 @@ class Recorder(TorchDispatchMode):
 
     # What is there before the program runs ----------------------------------------
 
-    def adopt(self, tensors: Iterable[tuple[str, torch.Tensor]], category: Category) -> None:
-        """Tensors that are there before the program runs: parameters, buffers, inputs."""
+    def adopt(self, tensors: Iterable[tuple[str, torch.Tensor]], category: Category, module: str = "") -> None:
+        """Tensors that are there before the program runs: parameters, buffers, inputs; ``module`` is whose they are."""
+        self.builder.module = module
         for name, tensor in tensors:
             self._block(tensor, category, name)
+        self.builder.module = ""
 
     def adopt_on_host(self, tensors: Iterable[torch.Tensor]) -> None:
         """Tensors that a CUDA run keeps in the host's memory."""

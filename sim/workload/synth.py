@@ -11,7 +11,7 @@ import gc
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -29,7 +29,7 @@ from sim.workload.fsdp import Sharding
 from sim.workload.heads import head_of
 from sim.workload.interrupts import stoppable
 from sim.workload.liveness import free_at_last_use
-from sim.workload.modules import ModuleTracker
+from sim.workload.modules import ModuleTracker, owners_of
 from sim.workload.parallel import ParallelPlan, axis_of_group, parse_plan, to_local
 from sim.workload.record import Recorder
 from sim.workload.spec import SynthSpec
@@ -135,12 +135,16 @@ class _Synthesis:
         if self.plan.size("tp") > 1:
             tensor_parallel(self.spec, model, self.config, self.mesh["tp"])
 
-    def _recorder(self, builder: ProgramBuilder, model: Any, sharding: Sharding | None = None) -> Recorder:
+    def _recorder(
+        self, builder: ProgramBuilder, model: Any, sharding: Sharding | None = None, roots: Sequence[Any] = ()
+    ) -> Recorder:
+        """``roots`` are the models that modules are named by, where they are not ``model`` itself."""
         recorder = Recorder(builder, axis_of_group(self.mesh), training=self.spec.training)
         if sharding is not None:
             sharding.record_into(recorder)
-        recorder.adopt(_local(model.named_parameters()), "parameter")
-        recorder.adopt(_local(model.named_buffers()), "parameter")
+        owners = owners_of(roots or [model])
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            recorder.adopt([(name, to_local(tensor))], "parameter", owners.get(id(tensor), ""))
         return recorder
 
     @contextlib.contextmanager
@@ -203,7 +207,7 @@ class _Synthesis:
             wrappers = [wrapper for stage in stages if (wrapper := self._data_parallel(stage)) is not None]
             step = PipelineStep(spec, stages, entering, wrappers, wires, self.mesh)
             step.prepare([batch], self._recorder(ProgramBuilder(), stages, sharding))
-            self._record_step(step, [batch], self._recorder(builder, stages, sharding))
+            self._record_step(step, [batch], self._recorder(builder, stages, sharding, step.roots))
         self.groups = wires.groups()
 
     def _record_step(self, step: TrainingStep, batches: list[Batch], recorder: Recorder) -> None:
@@ -263,7 +267,3 @@ def _models_own_errors(name: str) -> Iterator[None]:
             raise  # an error of this package, not of the model
         where = f"{theirs[-1].filename}:{theirs[-1].lineno}"
         raise UserError(f"{name}: fails under fake tensors at {where}: {type(error).__name__}: {error}") from error
-
-
-def _local(named: Any) -> list[tuple[str, torch.Tensor]]:
-    return [(name, to_local(tensor)) for name, tensor in named]

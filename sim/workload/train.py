@@ -16,6 +16,7 @@ from sim.errors import UserError
 from sim.workload.cuda_choices import CudaChoices
 from sim.workload.ddp import DataParallel
 from sim.workload.masters import Masters
+from sim.workload.modules import owners_of
 from sim.workload.optimizers import begin_state, clip_gradients, make_optimizer, state_tensors
 from sim.workload.parallel import to_local
 from sim.workload.record import Recorder
@@ -60,14 +61,18 @@ class TrainingStep:
         """Make the optimizer's state and the buckets known to a recorder."""
         if self.wrapper is not None:
             self.wrapper.adopt_state(recorder)
+        modules = owners_of(self.roots)
+        owners = {id(u): modules.get(id(p), "") for u, p in zip(self.updated, self.parameters, strict=True)}
         if self.masters is not None:
-            recorder.adopt(((name, to_local(tensor)) for name, tensor in self.masters.named()), "optimizer")
+            for (name, tensor), whose in zip(self.masters.named(), owners.values(), strict=True):
+                recorder.adopt([(name, to_local(tensor))], "optimizer", whose)
         if self.optimizer is not None:
-            for name, tensor, on_host in state_tensors(self.optimizer):
-                if on_host:
-                    recorder.adopt_on_host([to_local(tensor)])
+            for state in state_tensors(self.optimizer):
+                if state.on_host:
+                    recorder.adopt_on_host([to_local(state.tensor)])
                 else:
-                    recorder.adopt([(name, to_local(tensor))], "optimizer")
+                    whose = owners[id(state.parameter)]
+                    recorder.adopt([(state.name, to_local(state.tensor))], "optimizer", whose)
         if self.scaler is not None:
             self.scaler.scale(torch.zeros(()))
             scale, tracker = self.scaler._scale, self.scaler._growth_tracker

@@ -238,6 +238,19 @@ def script(tmp_path: Path, body: str = "pass", before: str = "") -> Path:
     return path
 
 
+def test_memory_is_of_the_modules_of_the_scripts_model(tmp_path: Path) -> None:
+    total: Counter[tuple[str, str]] = Counter()
+    adamw = "optimizer = torch.optim.AdamW(model.parameters())"
+    for op in ops_of(of_script(script(tmp_path, before=adamw))):
+        if isinstance(op, Alloc):
+            total[op.category, op.module] += op.bytes
+    of_parameters = {module: held for (category, module), held in total.items() if category == "parameter"}
+    assert of_parameters and all(of_parameters)
+    for module, held in of_parameters.items():
+        assert total["gradient", module] >= held  # as the step begins, and made anew where it was set to None
+        assert total["optimizer", module] == 2 * held
+
+
 def test_memory_is_told_apart(tmp_path: Path) -> None:
     # Two layers of 8 x 8 weights and 8 biases in float32; the gradients are there until zero_grad, x (4 x 8) and the
     # loss until they are made anew.

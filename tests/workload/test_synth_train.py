@@ -297,6 +297,37 @@ def test_modules_are_known_in_forward_and_in_backward(tmp_path: Path) -> None:
     assert down == [13, 17, 18]
 
 
+@pytest.mark.parametrize(
+    ("options", "states"),
+    [
+        ({}, 2),
+        ({"dtype": "bfloat16", "master_weights": True}, 6),
+        ({"parallel": "fsdp=2"}, 2),
+        ({"parallel": "tp=2"}, 2),
+    ],
+    ids=str,
+)
+def test_memory_is_of_one_module_as_parameter_gradient_and_state(
+    tmp_path: Path, options: dict[str, Any], states: int
+) -> None:
+    total: Counter[tuple[str, str]] = Counter()
+    for op in ops_of(train(tmp_path, "llama", **options)):
+        if isinstance(op, Alloc) and op.name != "unsharded_parameter":
+            total[op.category, op.module] += op.bytes
+    of_parameters = {module: held for (category, module), held in total.items() if category == "parameter"}
+    root = "FSDPLlamaForCausalLM" if "fsdp" in str(options) else "LlamaForCausalLM"
+    blocks = ("input_layernorm", "post_attention_layernorm", *(f"self_attn.{n}_proj" for n in "qkvo"))
+    blocks += tuple(f"mlp.{n}_proj" for n in ("gate", "up", "down"))
+    trained = {f"{root}.model.layers.{i}.{name}" for i in range(LAYERS) for name in blocks}
+    trained |= {f"{root}.lm_head", f"{root}.model.embed_tokens", f"{root}.model.norm"}
+    assert trained | {f"{root}.model.rotary_emb"} == set(of_parameters)  # which has buffers alone
+    for module in trained:
+        # AdamW keeps two values a parameter, master weights a third, each twice the bytes of bfloat16.
+        assert total["optimizer", module] == states * of_parameters[module]
+        if not options:
+            assert total["gradient", module] == of_parameters[module]
+
+
 def test_the_same_spec_gives_the_same_graph(tmp_path: Path) -> None:
     assert train(tmp_path, "llama", checkpoint="full") == train(tmp_path, "llama", checkpoint="full")
 

@@ -79,6 +79,7 @@ class Owner(NamedTuple):
 
     category: Category
     name: str
+    module: str = ""
 
 
 class Ends(NamedTuple):
@@ -165,7 +166,9 @@ class ScriptRecorder(Recorder):
                 continue
             self._watched[key] = weakref.ref(storage, partial(self._gone, key))
             owner = owners.get(key) or self._given.get(key) or Owner("temporary", "from before")
+            self.builder.module = owner.module
             self._allocate(key, storage.nbytes(), owner.category, owner.name)
+        self.builder.module = ""
         self._forward.clear()
         self.stopped = False
 

@@ -33,7 +33,7 @@ from sim.ops import Collective
 from sim.workload.builder import ProgramBuilder
 from sim.workload.capture.cutting import cut_by_optimizer
 from sim.workload.interrupts import stoppable
-from sim.workload.modules import ModuleTracker
+from sim.workload.modules import ModuleTracker, owners_of
 from sim.workload.optimizers import state_tensors
 from sim.workload.script.devices import GpuFace
 from sim.workload.script.job import SET_BY_TORCHRUN, Job
@@ -180,6 +180,7 @@ class _Run:
     def _owners(self) -> dict[int, Owner]:
         """What each storage is to the script: a parameter or buffer of its models, a gradient, an optimizer's state."""
         owners: dict[int, Owner] = {}
+        modules = owners_of(self._roots)
 
         def own(tensor: Any, owner: Owner) -> None:
             if isinstance(tensor, torch.Tensor):
@@ -187,13 +188,14 @@ class _Run:
 
         for root in self._roots:
             for name, tensor in (*root.named_parameters(), *root.named_buffers()):
-                own(tensor, Owner("parameter", name))
-                own(tensor.grad if tensor.is_leaf else None, Owner("gradient", name))
+                whose = modules.get(id(tensor), "")
+                own(tensor, Owner("parameter", name, whose))
+                own(tensor.grad if tensor.is_leaf else None, Owner("gradient", name, whose))
         for optimizer in self._optimizers:
-            for name, tensor, on_host in state_tensors(optimizer):
-                if on_host:
-                    self.places.keep_on_host(tensor)
-                own(tensor, Owner("optimizer", name))
+            for state in state_tensors(optimizer):
+                if state.on_host:
+                    self.places.keep_on_host(state.tensor)
+                own(state.tensor, Owner("optimizer", state.name, modules.get(id(state.parameter), "")))
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 own(parameter, Owner("parameter", "parameter"))
                 own(parameter.grad, Owner("gradient", "gradient"))
