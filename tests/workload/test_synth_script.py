@@ -386,6 +386,11 @@ for _ in range(4):
     assert names["aten::_foreach_lerp_"] == warmup - 1
 
 
+def test_a_tensor_can_be_told_of_another_stream(tmp_path: Path) -> None:
+    ops = ops_of(of_script(script(tmp_path, "x.record_stream(torch.cuda.current_stream())")))
+    assert [op.lane for op in ops if isinstance(op, HostCall) and op.name == "aten::record_stream"] == [0]
+
+
 def test_a_time_between_events_can_be_divided_by(tmp_path: Path) -> None:
     events = "begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))"
     path = script(tmp_path, "speed = 1 / begin.elapsed_time(end)", before=events)

@@ -108,6 +108,7 @@ def _cuda(face: GpuFace, put: Put) -> None:
         put(cuda, name, kind)
     for name in ("current_stream", "default_stream", "stream", "set_stream"):
         put(cuda, name, getattr(device, name))
+    put(torch.Tensor, "record_stream", lambda tensor, stream: device.record_use())
     put(cuda, "device", lambda *_: contextlib.nullcontext())
     _accelerator(face, put)
     for name in ("range_push", "range_pop", "mark", "range_start", "range_end"):

@@ -114,6 +114,12 @@ class ScriptDevice(Device):
         if not self.recorder.stopped:
             self.builder.synchronize()
 
+    def record_use(self) -> None:
+        """Tensor.record_stream(), which knows PyTorch's own streams only: a call of the host's.  That the block is free
+        only when the stream has come so far is left out."""
+        if not self.recorder.stopped:
+            self.builder.host("aten::record_stream")
+
     def wait_for(self, awaited: tuple[int, ...]) -> None:
         if not self.recorder.stopped:
             self.builder.synchronize("cudaEventSynchronize", awaited)
