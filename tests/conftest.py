@@ -13,8 +13,8 @@ from sim.cli import main
 
 Run = Callable[..., tuple[int, str, str]]
 
-# A busy machine is no failure; and where every change must pass, the same change passes every time.
-# The same examples on every machine, so that a test passes everywhere or nowhere; EXPLORE=1 draws new ones.
+# A busy machine is no failure.  The same examples are drawn every time, on every machine, so that a test passes
+# everywhere or nowhere; EXPLORE=1 draws new ones.
 settings.register_profile("tracesim", deadline=None, derandomize=not os.environ.get("EXPLORE"))
 settings.load_profile("tracesim")
 
