@@ -94,7 +94,7 @@ def sizes(option: str, given: str) -> tuple[int, ...]:
     """Bytes of ``64MiB,1GiB``, or as nccl-tests has them, ``64M,1G`` (powers of 1024); plain numbers are bytes."""
     found = [_SIZE.fullmatch(part.strip()) for part in given.split(",")]
     if not all(found):
-        raise UserError(f"{option} {given!r}: write bytes with commas, as in 1048576,64M,1GiB")
+        raise UserError(f"{option} {given!r}: write whole numbers of bytes with commas, as in 1048576,64M,1GiB")
     return tuple(int(size["count"]) << 10 * _UNITS.index((size["unit"] or "").upper()) for size in found if size)
 
 

@@ -23,7 +23,7 @@ from sim.place.nccl_search import (
     most_bandwidth,
     rings_of_host,
     speeds_to_try,
-)  # fmt: skip
+)
 from sim.topology.machine import PXN_FROM, Gpu, Hop, Machine, Route
 
 PXN = "PXN"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import groupby
 from math import ceil
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
@@ -25,17 +27,26 @@ _WIDTHS = {"nvlink": 3.0, "pcie": 1.8, "smp": 2.6, "memory": 1.6, "network": 2.0
 
 _LETTERS_AN_INCH, _LINE_INCHES = 10.0, 0.22  # of the title
 
+MOST_DRAWN = 16  # GPUs side by side whose names can be read
+
 Spot = tuple[float, float]
 
 
 def plot(machine: Machine, path: Path) -> None:
-    """Draw the machine into a PNG, SVG or PDF, as the suffix says.  InputError where it cannot be written."""
+    """Draw the machine into a PNG, SVG or PDF, as the suffix says.  InputError where it cannot be written.
+
+    Of many hosts, which are alike, the first ones are drawn, and the title says of how many.
+    """
+    hosts = machine.hosts
+    machine = _first_hosts(machine, max(MOST_DRAWN * hosts // len(machine.gpus), 1))
     spots = place_nodes(machine)
     highest = max(y for _, y in spots.values())
     lowest = min(-0.4 if any(k.kind == "nvlink" for k in machine.links) else 0.0, *(y for _, y in spots.values()))
     across = max(x for x, _ in spots.values()) + 1
     mark = " (hypothetical)" if machine.hypothetical else ""
     title = f"{machine.name}{mark}: {machine.description}"
+    if machine.hosts < hosts:
+        title += f" (drawn: {machine.hosts} of {hosts} hosts alike)"
     width, height = min(20.0, max(8.0, 1.35 * across + 1)), 1.5 * (highest - lowest) + 2.4
     above = _LINE_INCHES * max(ceil(len(title) / (_LETTERS_AN_INCH * width)) - 2, 0)  # there is room for two lines
     figure = Figure(figsize=(width, height + above), dpi=110)
@@ -57,6 +68,22 @@ def plot(machine: Machine, path: Path) -> None:
 def _colours(machine: Machine) -> dict[str, str]:
     classes = sorted({link.cls for link in machine.links})
     return {cls: _INK[i % len(_INK)] for i, cls in enumerate(classes)}
+
+
+def _first_hosts(machine: Machine, count: int) -> Machine:
+    """The machine with so many of its hosts, and what all of them share."""
+    if machine.hosts <= count:
+        return machine
+    apart = nx.Graph((link.a, link.b) for link in machine.links if link.kind != "network")
+    apart.add_nodes_from(machine.graph)
+    left_out = {n for gpu in machine.gpus if gpu.host >= count for n in nx.node_connected_component(apart, gpu.name)}
+    return replace(
+        machine,
+        hosts=count,
+        gpus=tuple(gpu for gpu in machine.gpus if gpu.host < count),
+        nodes={node: kind for node, kind in machine.nodes.items() if node not in left_out},
+        links=tuple(link for link in machine.links if not {link.a, link.b} & left_out),
+    )
 
 
 # Where things stand ---------------------------------------------------------------------------------------------

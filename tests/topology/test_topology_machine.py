@@ -165,6 +165,17 @@ def test_a_machine_is_drawn_without_one_node_on_another(name: str, tmp_path: Pat
     assert (tmp_path / "m.png").read_bytes() == first
 
 
+def test_of_many_hosts_as_many_are_drawn_as_can_be_read(tmp_path: Path) -> None:
+    for hosts in (2, 8):
+        plot(load_topology("dgx-h100x2-400g", {"hosts": hosts}), tmp_path / f"{hosts}.svg")
+    two, eight = ((tmp_path / f"{hosts}.svg").read_text() for hosts in (2, 8))
+    assert "drawn: 2 of 8 hosts alike" in eight and "drawn:" not in two
+    for node in ("gpu15", "nic15", "pcisw7", "nvswitch1", "switch"):
+        assert f"<!-- {node} -->" in eight
+    for node in ("gpu16", "nic16", "pcisw8", "nvswitch2"):
+        assert f"<!-- {node} -->" not in eight
+
+
 def test_a_long_title_has_lines_of_its_own(tmp_path: Path) -> None:
     """Two lines fit above the machine; each more one makes the picture higher by 0.22 inches of 110 dots."""
     heights = []
